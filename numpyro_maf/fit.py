@@ -1,0 +1,284 @@
+# Copyright Contributors to the numpyro_maf project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""One training loop for everything that trains, and maximum likelihood for flows on top of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from tqdm.auto import tqdm
+
+from numpyro_maf.bijectors import Standardize, check_width
+from numpyro_maf.flow import Flow
+
+__all__ = ["FitResult", "fit", "train"]
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What :func:`fit` returns.
+
+    :param flow: with the weights of the best epoch.
+    :param train_loss: mean over the rows, by epoch, in nats an event of the original units.
+    :param validation_loss: the same of the validation rows; empty without any.
+    :param best_epoch: the epoch, from 0, whose weights were kept.
+    """
+
+    flow: Flow
+    train_loss: np.ndarray
+    validation_loss: np.ndarray
+    best_epoch: int
+
+
+def fit(
+    key,
+    flow: Flow,
+    x,
+    context=None,
+    *,
+    weights=None,
+    validation: Any = 0.1,
+    standardize: bool = True,
+    **options,
+) -> FitResult:
+    """Fit a flow to data by maximum likelihood.
+
+    Events and context are standardised by the training rows' means and standard deviations, which become
+    fixed parts of the flow. Interrupting returns the best so far.
+
+    :param key: a ``jax.random`` key, for the split and the order of the rows.
+    :param flow: from a builder; its weights are where training starts.
+    :param x: ``(N, D)``.
+    :param context: ``(N, C)``, or None for a flow without context.
+    :param weights: ``(N,)``, how much each row counts; None for all the same.
+    :param validation: the share of rows held out at random; or ``(N,)`` booleans, True for held out.
+    :param standardize: False keeps the scalings that the flow has.
+    :param options: of :func:`train`: ``batch_size``, ``learning_rate``, ``max_epochs``, ``patience``,
+        ``optimizer``, ``progress``.
+    :raises ValueError: for shapes that do not fit, and data or weights that are not finite.
+    :raises FloatingPointError: when the loss stops being finite; the message names step and leaf.
+    """
+    x = _finite("x", x, 2)
+    check_width(x, flow.features, "fit: x")
+    n = len(x)
+    if (context is None) != (flow.context == 0):
+        raise ValueError(
+            f"the flow takes a context of width {flow.context}, got "
+            f"{'none' if context is None else f'one of shape {np.shape(context)}'}"
+        )
+    if context is not None:
+        context = _finite("context", context, 2)
+        if context.shape != (n, flow.context):
+            raise ValueError(f"context must be ({n}, {flow.context}), got {context.shape}")
+    weights = np.ones(n) if weights is None else _finite("weights", weights, 1)
+    if weights.shape != (n,) or (weights < 0).any() or not weights.any():
+        raise ValueError(f"weights must be ({n},), not negative and not all 0")
+    key, split_key = jax.random.split(jax.random.key(key) if isinstance(key, int) else key)
+    held_out = _held_out(split_key, validation, n)
+    if standardize:
+        rows = ~held_out
+        flow = replace(flow, event_scale=_scale(x[rows], weights[rows], flow.event_scale))
+        if context is not None:
+            scale = _scale(context[rows], weights[rows], flow.context_scale)
+            flow = replace(flow, context_scale=scale)
+    dtype = jax.tree.leaves(flow.bijectors)[0].dtype
+    data = [x.astype(dtype)] + ([] if context is None else [context.astype(dtype)])
+    best, *history = train(
+        key, _negative_log_prob, flow.bijectors, data, replace(flow, bijectors=None),
+        weights=weights, held_out=held_out, **options,
+    )  # fmt: skip
+    return FitResult(replace(flow, bijectors=best), *history)
+
+
+def _negative_log_prob(bijectors, flow, x, context=None):
+    return -replace(flow, bijectors=bijectors)(context).log_prob(x)
+
+
+def train(
+    key,
+    loss: Callable,
+    params,
+    data,
+    fixed=None,
+    *,
+    weights,
+    held_out,
+    batch_size: int = 256,
+    learning_rate: float = 1e-3,
+    max_epochs: int = 1000,
+    patience: int = 20,
+    optimizer: optax.GradientTransformation | None = None,
+    progress: bool = True,
+):
+    """Minimise the weighted mean of a loss by rows; keep the parameters that validate best.
+
+    Every validation row counts in every validation; without any, the training loss stops the training. An
+    epoch is one compiled call; the same loss, structure and shapes compile once in a process.
+
+    :param loss: ``loss(params, fixed, *rows) -> (rows,)``.
+    :param params: pytree of arrays, trained.
+    :param data: arrays ``(N, ...)``.
+    :param fixed: pytree of arrays, passed through.
+    :param weights: ``(N,)``.
+    :param held_out: ``(N,)`` booleans, the validation rows.
+    :param batch_size: rows a step; the last batch of an epoch is smaller, not dropped.
+    :param learning_rate: of Adam, after clipping the gradient's norm to 5.
+    :param max_epochs: at most so many epochs.
+    :param patience: stop after so many epochs without improvement.
+    :param optimizer: any optax optimizer instead.
+    :param progress: show a progress bar.
+    :return: best parameters, training losses, validation losses, best epoch.
+    :raises FloatingPointError: when the loss stops being finite.
+    """
+    for name, value in [("batch_size", batch_size), ("max_epochs", max_epochs)]:
+        if int(value) != value or value < 1:
+            raise ValueError(f"{name} must be a positive integer, got {value!r}")
+    if optimizer is None:
+        optimizer = _adam(learning_rate)
+    dtype = jax.tree.leaves(params)[0].dtype
+    rows, valid = np.flatnonzero(~held_out), np.flatnonzero(held_out)
+    weights = jnp.asarray(weights, dtype)
+    data = tuple(jnp.asarray(a) for a in data)
+    batch_size = min(batch_size, len(rows))
+    chunk = min(max(batch_size, 1024), max(len(valid), 1))
+    state, best = optimizer.init(params), params
+    train_loss, validation_loss, best_epoch, best_loss = [], [], -1, np.inf
+    bar = tqdm(range(max_epochs), disable=not progress, desc="fit", unit="epoch")
+    try:
+        for epoch in bar:
+            key, epoch_key = jax.random.split(key)
+            batches = _batches(jax.random.permutation(epoch_key, jnp.asarray(rows)), batch_size)
+            start = params
+            params, state, losses, mean = _epoch(
+                params, state, fixed, data, weights, batches, loss=loss, optimizer=optimizer
+            )
+            if not np.isfinite(losses).all():
+                step = int(np.argmin(np.isfinite(losses)))
+                _report(loss, params, fixed, data, batches[step], epoch * len(batches) + step, start)
+            train_loss.append(float(mean))
+            if len(valid):
+                validation_loss.append(
+                    float(_mean(params, fixed, data, weights, _batches(jnp.asarray(valid), chunk), loss=loss))
+                )
+            current = (validation_loss or train_loss)[-1]
+            if current < best_loss:
+                best, best_loss, best_epoch = params, current, epoch
+            bar.set_postfix(loss=f"{train_loss[-1]:.4f}", best=f"{best_loss:.4f}")
+            if epoch - best_epoch >= patience:
+                break
+    except KeyboardInterrupt:
+        bar.write("interrupted: keeping the best so far")
+    finally:
+        bar.close()
+    return best, np.array(train_loss), np.array(validation_loss), best_epoch
+
+
+@lru_cache(maxsize=32)
+def _adam(learning_rate):
+    """One optimizer for each learning rate, so that equal fits share compiled epochs."""
+    return optax.chain(optax.clip_by_global_norm(5.0), optax.adam(learning_rate))
+
+
+def _batches(rows, size):
+    """Row numbers in batches ``(steps, size)``, the last one filled up with -1."""
+    steps = -(-len(rows) // size)
+    return jnp.concatenate([rows, jnp.full(steps * size - len(rows), -1)]).reshape(steps, size)
+
+
+def _batch_loss(params, loss, fixed, data, weights, batch):
+    """Weighted loss of a batch, and its total weight."""
+    weight = jnp.where(batch < 0, 0, weights[batch])
+    losses = loss(params, fixed, *(a[batch] for a in data))
+    total = weight.sum()
+    # A row that does not count must not spoil the sum either, whatever its loss.
+    counted = jnp.where(weight > 0, weight * losses, 0).sum()
+    return counted / jnp.maximum(total, jnp.finfo(total.dtype).tiny), total
+
+
+@partial(jax.jit, static_argnames=("loss", "optimizer"))
+def _epoch(params, state, fixed, data, weights, batches, *, loss, optimizer):
+    """One pass over the training rows; parameters stay as they were at a step that fails."""
+
+    def step(carry, batch):
+        params, state, alive = carry
+        value_and_grad = jax.value_and_grad(_batch_loss, has_aux=True)
+        (value, total), gradient = value_and_grad(params, loss, fixed, data, weights, batch)
+        alive &= jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(gradient))
+        updates, new_state = optimizer.update(gradient, state, params)
+        new_params = optax.apply_updates(params, updates)
+        keep = partial(jax.tree.map, partial(jnp.where, alive))
+        value = jnp.where(alive, value, jnp.nan)
+        return (keep(new_params, params), keep(new_state, state), alive), (value, total)
+
+    (params, state, _), (values, totals) = lax.scan(step, (params, state, True), batches)
+    return params, state, values, jnp.sum(values * totals) / totals.sum()
+
+
+@partial(jax.jit, static_argnames=("loss",))
+def _mean(params, fixed, data, weights, batches, *, loss):
+    """The weighted mean loss of all rows in the batches."""
+    values, totals = lax.map(
+        lambda batch: _batch_loss(params, loss, fixed, data, weights, batch), batches
+    )
+    return jnp.sum(values * totals) / totals.sum()
+
+
+def _report(loss, params, fixed, data, batch, step, start):
+    """Raise with the first leaf whose gradient is not finite at the step that failed."""
+    batch = batch[batch >= 0]
+
+    def total(params):
+        return loss(params, fixed, *(a[batch] for a in data)).sum()
+
+    value, gradient = jax.value_and_grad(total)(params)
+    leaves, _ = jax.tree_util.tree_flatten_with_path(gradient)
+    bad = [jax.tree_util.keystr(path) for path, leaf in leaves if not np.isfinite(leaf).all()]
+    where = f"the gradient is not finite in {bad[0]}" if bad else "all gradients are finite"
+    raise FloatingPointError(
+        f"the loss is {float(value)} at step {step}, {where} ({len(bad)} of {len(leaves)} leaves); "
+        "look for outliers in the data, or lower the learning rate"
+    )
+
+
+def _finite(name, value, ndim):
+    value = np.asarray(value)
+    if value.ndim != ndim:
+        raise ValueError(f"{name} must have {ndim} axes, got shape {value.shape}")
+    if not np.isfinite(value).all():
+        rows = np.flatnonzero(~np.isfinite(value.reshape(len(value), -1)).all(1))
+        raise ValueError(f"{name} is not finite in {len(rows)} rows, the first is {rows[0]}")
+    return value
+
+
+def _held_out(key, validation, n) -> np.ndarray:
+    """Which rows validate: given, or a random share."""
+    if np.ndim(validation):
+        mask = np.asarray(validation)
+        if mask.shape != (n,) or mask.dtype != bool:
+            raise ValueError(f"validation must be a share or ({n},) booleans, got {mask.shape}")
+    else:
+        if not 0 <= validation < 1:
+            raise ValueError(f"validation must be in [0, 1), got {validation}")
+        mask = np.zeros(n, bool)
+        mask[np.asarray(jax.random.permutation(key, n))[: round(validation * n)]] = True
+    if mask.all():
+        raise ValueError("validation holds out every row, none is left to train on")
+    return mask
+
+
+def _scale(rows, weights, like) -> Standardize:
+    """Weighted mean and standard deviation; a column that does not vary keeps scale 1."""
+    rows = rows.astype(np.float64)
+    mean = np.average(rows, axis=0, weights=weights)
+    sd = np.sqrt(np.average((rows - mean) ** 2, axis=0, weights=weights))
+    sd = np.where(sd > 1e-10 * np.maximum(np.abs(mean), 1e-30), sd, 1.0)
+    return Standardize(*(jnp.asarray(a, like.loc.dtype) for a in (mean, sd)))

@@ -1,0 +1,223 @@
+# Copyright Contributors to the numpyro_maf project.
+# SPDX-License-Identifier: Apache-2.0
+
+r"""A hidden Markov chain over a table of emission log-densities.
+
+The table, ``log_density[t, k]`` = log p(observation at step t | state k), comes from any emission
+distribution, a flow for instance, in one parallel pass over all steps. Everything here is exact
+(Rabiner 1989, *A tutorial on hidden Markov models*, sections III.A-C), in log space, normalised at every
+step, with the normalisers added pairwise: thousands of float32 steps keep their precision.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jax import lax
+from numpyro.distributions import constraints
+from numpyro.distributions.util import validate_sample
+
+__all__ = ["HMM"]
+
+
+class HMM(dist.Distribution):
+    r"""The joint density of a path of hidden states and the observations behind a table.
+
+    A value is a path, ``(T,)`` integers in ``0, …, K-1``, where -1 says unknown:
+
+    - ``log_prob(path)`` is log p(the known states, observations), the unknown ones summed out. So labels
+      for all, some or none of the steps train the same model:
+      ``numpyro.sample("activity", HMM(...), obs=labels)``.
+    - ``log_prob()`` is the evidence, log p(observations), for ``numpyro.factor``.
+    - ``log_prob(path) - log_prob()`` is the posterior of the path: a conditional random field's objective.
+    - :meth:`sample` draws paths from the posterior; :attr:`mode` is the most probable one (Viterbi);
+      :attr:`marginals` are the smoothing probabilities of each step.
+
+    All but samples and ``mode`` are differentiable. Leading axes are batch axes, for plates of homes or days.
+
+    :param initial: ``(..., K)``, probabilities of the first state.
+    :param transition: ``(K, K)``, or ``(..., S, K, K)`` with S = T - 1 for one matrix a step or 1 for the
+        same at all steps; rows are probabilities of the next state.
+    :param log_density: ``(..., T, K)``; -inf says impossible.
+    :param observed: ``(..., T)`` booleans; False says that the step's observation is missing and its row of
+        the table, which must still be finite where gradients are wanted, does not count.
+    :raises ValueError: for shapes that do not agree and, when validation is on, for probabilities
+        that are none.
+    """
+
+    arg_constraints = {
+        "initial": constraints.simplex,
+        "transition": constraints.independent(constraints.simplex, 1),
+        "log_density": constraints.dependent(is_discrete=False, event_dim=2),
+        "observed": constraints.dependent(is_discrete=True, event_dim=1),
+    }
+
+    def __init__(self, initial, transition, log_density, observed=None, *, validate_args=None):
+        steps_states = jnp.shape(log_density)[-2:]
+        if len(steps_states) != 2 or steps_states[0] < 1:
+            raise ValueError(
+                f"log_density must be (..., T, K) with T >= 1, got {jnp.shape(log_density)}"
+            )
+        steps, states = steps_states
+        if jnp.shape(initial)[-1:] != (states,):
+            raise ValueError(f"initial must be (..., {states}), got {jnp.shape(initial)}")
+        if jnp.shape(transition)[-2:] != (states, states):
+            raise ValueError(
+                f"transition must end in ({states}, {states}), got {jnp.shape(transition)}"
+            )
+        if jnp.ndim(transition) == 2:
+            transition = jnp.asarray(transition)[None]
+        if transition.shape[-3] not in (1, steps - 1):
+            raise ValueError(
+                f"transition must be ({states}, {states}) or (..., S, {states}, {states}) with "
+                f"S = {steps - 1} or 1, got {transition.shape}"
+            )
+        if observed is None:
+            observed = jnp.ones(steps, bool)
+        if jnp.shape(observed)[-1:] != (steps,):
+            raise ValueError(f"observed must be (..., {steps}), got {jnp.shape(observed)}")
+        self.initial, self.transition = initial, transition
+        self.log_density, self.observed = log_density, observed
+        batch_shape = jnp.broadcast_shapes(
+            jnp.shape(initial)[:-1],
+            transition.shape[:-3],
+            jnp.shape(log_density)[:-2],
+            jnp.shape(observed)[:-1],
+        )
+        super().__init__(batch_shape, (steps,), validate_args=validate_args)
+
+    @constraints.dependent_property(is_discrete=True, event_dim=1)
+    def support(self):
+        return constraints.independent(constraints.integer_interval(-1, self._states - 1), 1)
+
+    @property
+    def _states(self) -> int:
+        return self.initial.shape[-1]
+
+    def log_prob(self, value=None, intermediates=None):
+        """``(..., T) -> (...)``: see the class. Without a value, the evidence."""
+        if value is None:
+            return self._evidence(self._table())
+        return self._known(value)
+
+    @validate_sample
+    def _known(self, value):
+        value = jnp.asarray(value)[..., None]
+        known = (value < 0) | (value == jnp.arange(self._states))
+        return self._evidence(jnp.where(known, self._table(), -jnp.inf))
+
+    @property
+    def marginals(self):
+        """``(..., T, K)``: the probability of each state at each step, given all observations.
+
+        They are the derivative of the evidence by the table.
+        """
+        return jax.grad(lambda table: self._evidence(table).sum())(self._table())
+
+    @property
+    def filtered(self):
+        """``(..., T, K)``: the probability of each state at each step, given observations so far."""
+        return jnp.exp(jnp.moveaxis(self._forward(self._table())[0], 0, -2))
+
+    @property
+    def mode(self):
+        """``(..., T)``: the most probable path (Viterbi)."""
+
+        def step(best, inputs):
+            transition, emission = inputs
+            scores = best[..., :, None] + transition
+            return scores.max(-2) + emission, scores.argmax(-2)
+
+        emissions = jnp.moveaxis(self._table(), -2, 0)
+        first = _log(self.initial) + emissions[0]
+        last, pointers = self._scan(step, first, emissions[1:])
+
+        def back(state, pointer):
+            state = jnp.take_along_axis(pointer, state[..., None], -1)[..., 0]
+            return state, state
+
+        end = last.argmax(-1)
+        _, path = lax.scan(back, end, pointers, reverse=True)
+        return jnp.moveaxis(jnp.concatenate([path, end[None]]), 0, -1)
+
+    def sample(self, key, sample_shape=()):
+        """Paths from the posterior, by filtering forwards and sampling backwards."""
+        filtered, _ = self._forward(self._table())
+        shape = (*sample_shape, *self.batch_shape)
+        keys = jax.random.split(key, len(filtered))
+
+        def back(state, inputs):
+            transition, log_filtered, key = inputs
+            column = jnp.take_along_axis(
+                jnp.broadcast_to(transition, (*shape, *transition.shape[-2:])),
+                state[..., None, None],
+                -1,
+            )[..., 0]
+            state = jax.random.categorical(key, log_filtered + column, shape=shape)
+            return state, state
+
+        end = jax.random.categorical(keys[-1], filtered[-1], shape=shape)
+        _, path = self._scan(back, end, filtered[:-1], keys[:-1], reverse=True)
+        return jnp.moveaxis(jnp.concatenate([path, end[None]]), 0, -1)
+
+    def _table(self):
+        """``(..., T, K)``: emission log-densities, 0 where the observation is missing."""
+        table = jnp.where(self.observed[..., None], self.log_density, 0.0)
+        return jnp.broadcast_to(table, (*self.batch_shape, *self.event_shape, self._states))
+
+    # Recursions; time leads in what they scan over -----------------------------------------
+
+    def _scan(self, step, init, *xs, reverse=False):
+        """Scan with the log transition matrix of each step before the other inputs."""
+        transition = jnp.moveaxis(_log(self.transition), -3, 0)
+        if transition.shape[0] == 1:
+            fixed = transition[0]
+            return lax.scan(lambda c, x: step(c, (fixed, *x)), init, xs, reverse=reverse)
+        return lax.scan(step, init, (transition, *xs), reverse=reverse)
+
+    def _forward(self, table):
+        """Filtered log-probabilities ``(T, ..., K)`` and log-normalisers ``(T, ...)``."""
+
+        def normalise(joint):
+            normaliser = _logsumexp(joint, -1)
+            return joint - jnp.where(jnp.isfinite(normaliser), normaliser, 0.0)[..., None], normaliser
+
+        def step(before, inputs):
+            transition, emission = inputs
+            predicted = _logsumexp(before[..., :, None] + transition, -2)
+            after, normaliser = normalise(predicted + emission)
+            return after, (after, normaliser)
+
+        emissions = jnp.moveaxis(table, -2, 0)
+        first, normaliser = normalise(_log(self.initial) + emissions[0])
+        _, (rest, normalisers) = self._scan(step, first, emissions[1:])
+        filtered = jnp.concatenate([first[None], rest])
+        return filtered, jnp.concatenate([normaliser[None], normalisers])
+
+    def _evidence(self, table):
+        return _pairwise_sum(self._forward(table)[1])
+
+
+def _log(p):
+    """Log of probabilities; -inf at 0, with gradient 0 instead of NaN."""
+    return jnp.where(p > 0, jnp.log(jnp.where(p > 0, p, 1.0)), -jnp.inf)
+
+
+def _logsumexp(a, axis):
+    """As in JAX, with gradient 0 instead of NaN where all is -inf."""
+    possible = jnp.any(a > -jnp.inf, axis, keepdims=True)
+    return jnp.where(
+        jnp.squeeze(possible, axis),
+        jax.nn.logsumexp(jnp.where(possible, a, 0.0), axis=axis),
+        -jnp.inf,
+    )
+
+
+def _pairwise_sum(a):
+    """Sum over the first axis by halves: rounding grows with log T, not T."""
+    while len(a) > 1:
+        half = (len(a) + 1) // 2
+        rest = a[half:]
+        a = a[:half].at[: len(rest)].add(rest)
+    return a[0]

@@ -1,0 +1,71 @@
+# Copyright Contributors to the numpyro_maf project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Flows in files: one safetensors file, the structure as JSON in its header. Loading runs no code."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from numpyro_maf.flow import Flow, from_spec
+
+__all__ = ["load", "save"]
+
+_HEADER = "numpyro_maf"
+_VERSION = 1
+
+
+def save(path: str | os.PathLike, flow: Flow) -> None:
+    """Write a flow to a file, weights by name.
+
+    :raises TypeError: for a base distribution that cannot be described as JSON.
+    """
+    header = json.dumps({"version": _VERSION, "spec": flow.spec}, sort_keys=True)
+    arrays = {name: np.ascontiguousarray(leaf) for name, leaf in _named(flow)[0].items()}
+    save_file(arrays, path, metadata={_HEADER: header})
+
+
+def load(path: str | os.PathLike) -> Flow:
+    """Read a flow from a file that :func:`save` wrote; its densities are bit-equal.
+
+    :raises ValueError: when the file is not such a file, was written by a later version, its arrays do not
+        fit its structure, or it holds float64 and JAX is not set to use it.
+    """
+    with safe_open(path, "numpy") as file:
+        metadata = file.metadata() or {}
+        if _HEADER not in metadata:
+            raise ValueError(f"{path} was not written by numpyro_maf.save")
+        header = json.loads(metadata[_HEADER])
+        if header["version"] > _VERSION:
+            raise ValueError(
+                f"{path} has format version {header['version']}, this is {_VERSION}: please upgrade"
+            )
+        arrays = {name: file.get_tensor(name) for name in file.keys()}
+    template = from_spec(header["spec"])
+    expected, structure = _named(template)
+    if set(expected) != set(arrays):
+        different = sorted(set(expected) ^ set(arrays))
+        raise ValueError(f"{path} does not fit its own structure: {', '.join(different)}")
+    leaves = []
+    for name, leaf in expected.items():
+        array = arrays[name]
+        if array.shape != leaf.shape:
+            raise ValueError(f"{path}: {name} has shape {array.shape}, expected {leaf.shape}")
+        if array.dtype == np.float64 and not jax.config.jax_enable_x64:
+            raise ValueError(f"{path} holds float64 weights: enable jax_enable_x64 to load it")
+        leaves.append(jnp.asarray(array))
+    return replace(jax.tree.unflatten(structure, leaves), base=template.base)
+
+
+def _named(flow: Flow):
+    """The leaves by path, without the base's, which the spec describes; and their structure."""
+    leaves, structure = jax.tree_util.tree_flatten_with_path(replace(flow, base=None))
+    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}, structure

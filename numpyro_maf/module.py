@@ -1,0 +1,70 @@
+# Copyright Contributors to the numpyro_maf project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""A flow's weights as NumPyro sites: parameters to optimise, or random variables with priors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+
+from numpyro_maf.flow import Flow
+
+__all__ = ["flow_module", "random_flow_module"]
+
+
+def flow_module(name: str, flow: Flow | Callable[..., Flow]) -> Flow:
+    """Declare a flow's weights as the param site ``name$params``, and return the flow that has them.
+
+    Base and scalings stay fixed. MCMC does not train param sites: it takes their initial values, so train
+    first and hand the trained flow in, or use :func:`random_flow_module`.
+
+    :param name: prefix of the site's name.
+    :param flow: a flow, whose weights are the initial values, or a function ``key -> Flow``.
+    """
+    template, init = _template(flow)
+    return replace(template, bijectors=numpyro.param(f"{name}$params", init))
+
+
+def random_flow_module(name: str, flow: Flow | Callable[..., Flow], prior) -> Flow:
+    """Declare every weight of a flow as a random variable: a Bayesian flow.
+
+    Each array becomes one sample site, named ``name/`` and its path in ``flow.bijectors``, such as
+    ``prior/[0].net.weights[1]``.
+
+    :param name: prefix of the sites' names.
+    :param flow: a flow, or a function ``key -> Flow``, for the structure.
+    :param prior: a scalar distribution for every weight; or a function ``(path, shape)`` that gives a
+        distribution of that event shape, or a scalar one.
+    :raises ValueError: when a prior's shape does not fit its weights.
+    """
+    template, _ = _template(flow)
+    leaves, structure = jax.tree_util.tree_flatten_with_path(template.bijectors)
+    weights = []
+    for path, leaf in leaves:
+        site, shape = jax.tree_util.keystr(path), jnp.shape(leaf)
+        d = prior if isinstance(prior, dist.Distribution) else prior(site, shape)
+        if d.shape() == () and shape:
+            d = d.expand(shape).to_event(len(shape))
+        if d.event_shape != shape or d.batch_shape:
+            raise ValueError(
+                f"the prior of {site} must be scalar or have event shape {shape}, got batch shape "
+                f"{d.batch_shape} and event shape {d.event_shape}"
+            )
+        weights.append(numpyro.sample(f"{name}/{site}", d))
+    return replace(template, bijectors=jax.tree.unflatten(structure, weights))
+
+
+def _template(flow):
+    """A flow for its structure and fixed parts, and the initialiser of its weights."""
+    if isinstance(flow, Flow):
+        return flow, lambda key: flow.bijectors
+    if not callable(flow):
+        raise TypeError(f"expected a Flow or a function key -> Flow, got {type(flow).__name__}")
+    # A builder's fixed parts do not depend on the key; compilation drops the weights made here.
+    return flow(jax.random.key(0)), lambda key: flow(key).bijectors
