@@ -1,0 +1,171 @@
+"""Registries: register a thing once, and every law of its kind runs on it."""
+
+import os
+import pathlib
+from dataclasses import dataclass
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+import pytest
+
+import numpyro_maf as nm
+
+jax.config.update(
+    "jax_compilation_cache_dir",
+    os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    or str(pathlib.Path(__file__).parent.parent / ".cache" / "jax"),
+)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A constructor ``key -> object`` with the widths of its events and context."""
+
+    make: Any
+    features: int
+    context: int = 0
+    order: tuple[int, ...] | None = None  # of autoregressive bijectors
+    smooth: bool = True
+
+    def __call__(self, seed=0):
+        """With weights far enough from the identity for a law to bite."""
+        return shaken(self.make(jax.random.key(seed)), seed + 1)
+
+
+def shaken(tree, seed, size=0.3):
+    """Every leaf plus noise, but positive scales and fixed parts stay as they are."""
+    if isinstance(tree, nm.Flow):
+        from dataclasses import replace
+
+        return replace(tree, bijectors=shaken(tree.bijectors, seed, size))
+    if isinstance(tree, nm.Standardize):
+        return tree
+    leaves, structure = jax.tree.flatten(tree)
+    keys = jax.random.split(jax.random.key(seed), max(len(leaves), 1))
+    leaves = [a + size * jax.random.normal(k, jnp.shape(a)) for a, k in zip(leaves, keys)]
+    return jax.tree.unflatten(structure, leaves)
+
+
+SCALARS = {
+    "affine": nm.Affine(),
+    "affine-tight": nm.Affine(bound=0.5),
+    "additive": nm.Additive(),
+    "spline": nm.RQSpline(bins=4, bound=3.0),
+    "spline-2": nm.RQSpline(bins=2, bound=1.5),
+}
+
+
+def autoregressive(kind, features, **options):
+    return Case(
+        lambda key: kind.init(key, features, **options),
+        features,
+        options.get("context", 0),
+        options.get("order") or tuple(range(features)),
+    )
+
+
+MAF, IAF = nm.MaskedAutoregressive, nm.InverseAutoregressive
+BIJECTORS = {
+    "masked-affine": autoregressive(MAF, 4, hidden=(7,)),
+    "masked-additive": autoregressive(MAF, 3, hidden=(5, 6), scalar=nm.Additive(), order=(2, 0, 1)),
+    "masked-spline": autoregressive(MAF, 3, hidden=(8,), scalar=SCALARS["spline"]),
+    "masked-context": autoregressive(MAF, 3, hidden=(6, 5), context=2, order=(1, 2, 0)),
+    "masked-narrow": autoregressive(MAF, 6, hidden=(3, 2), context=1),
+    "masked-wide": autoregressive(MAF, 17, hidden=(24, 20), activation="tanh"),
+    "masked-1d": autoregressive(MAF, 1, hidden=(3,)),
+    "masked-1d-context": autoregressive(MAF, 1, hidden=(3,), context=2),
+    "inverse-affine": autoregressive(IAF, 4, hidden=(7,)),
+    "inverse-spline-context": autoregressive(
+        IAF, 3, hidden=(6,), context=2, scalar=SCALARS["spline"]
+    ),
+    "inverse-of-masked": Case(
+        lambda key: nm.Inverse(MAF.init(key, 4, hidden=(7,))), 4, order=(0, 1, 2, 3)
+    ),
+    "elementwise": Case(lambda key: nm.Elementwise.init(key, 3), 3),
+    "elementwise-context": Case(
+        lambda key: nm.Elementwise.init(
+            key, 3, context=2, hidden=(4,), scalar=SCALARS["spline"]
+        ),
+        3,
+        2,
+    ),
+    "permute": Case(lambda key: nm.Permute((2, 0, 3, 1)), 4),
+    "standardize": Case(
+        lambda key: nm.Standardize(jnp.array([1.0, -2.0]), jnp.array([0.5, 3.0])), 2
+    ),
+}
+
+
+def flow(builder, features, **options):
+    options = {"transforms": 2, "hidden": (8,), **options}
+    return Case(
+        lambda key: builder(key, features, **options), features, options.get("context", 0)
+    )
+
+
+bounded = dist.Uniform(-1.0, 1.0).expand([2]).to_event(1)
+FLOWS = {
+    "maf": flow(nm.maf, 2),
+    "maf-1d": flow(nm.maf, 1),
+    "maf-context": flow(nm.maf, 2, context=2),
+    "maf-relu": flow(nm.maf, 2, activation="relu", mixing="random"),
+    "maf-bounded": flow(nm.maf, 2, base=bounded),
+    "maf-heavy": flow(nm.maf, 2, base=dist.StudentT(5.0).expand([2]).to_event(1)),
+    "maf-1d-context": flow(nm.maf, 1, context=1),
+    "iaf": flow(nm.iaf, 2),
+    "iaf-1d": flow(nm.iaf, 1),
+    "iaf-context": flow(nm.iaf, 2, context=1),
+    "nsf": flow(nm.nsf, 2, scalar=SCALARS["spline"]),
+    "nsf-1d": flow(nm.nsf, 1, scalar=SCALARS["spline"]),
+    "nsf-context": flow(nm.nsf, 2, context=2, scalar=SCALARS["spline"]),
+    "nice": flow(nm.maf, 2, scalar=nm.Additive()),
+    "elementwise": flow(nm.elementwise, 2, scalar=SCALARS["spline"]),
+    "elementwise-context": flow(nm.elementwise, 2, context=1, scalar=nm.Affine()),
+}
+
+
+def context_of(case, *shape):
+    """A context for a case, or None."""
+    if not case.context:
+        return None
+    return jax.random.normal(jax.random.key(7), (*shape, case.context))
+
+
+def bound(case, bijector, *shape):
+    """The case's bijector with a context of that batch shape."""
+    context = context_of(case, *shape)
+    return bijector if context is None else bijector.bind(context)
+
+
+def parametrize(name, registry, only=lambda case: True):
+    chosen = {key: case for key, case in registry.items() if only(case)}
+    return pytest.mark.parametrize(name, chosen.values(), ids=chosen.keys())
+
+
+each_scalar = parametrize("scalar", SCALARS)
+each_bijector = parametrize("case", BIJECTORS)
+each_flow = parametrize("case", FLOWS)
+each_context_flow = parametrize("case", FLOWS, lambda case: case.context > 0)
+each_autoregressive = parametrize("case", BIJECTORS, lambda case: case.order is not None)
+
+
+@pytest.fixture(scope="session")
+def data_dir():
+    """The folder of real data that NUMPYRO_MAF_DATA names; tests that need it skip without."""
+    folder = os.environ.get("NUMPYRO_MAF_DATA")
+    if not folder or not pathlib.Path(folder).is_dir():
+        pytest.skip("set NUMPYRO_MAF_DATA to the folder of real data to run this test")
+    return pathlib.Path(folder)
+
+
+@pytest.fixture
+def x64():
+    """Double precision for one test."""
+    with jax.enable_x64(True):
+        yield
+
+
