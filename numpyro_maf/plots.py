@@ -1,0 +1,49 @@
+# Copyright Contributors to the numpyro_maf project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Pictures; matplotlib is imported on use."""
+
+from __future__ import annotations
+
+import numpy as np
+
+__all__ = ["activity_timeline"]
+
+
+def activity_timeline(data, probabilities, *, path=None, title=""):
+    """The posterior over activities minute by minute, above what really went on and the sensors.
+
+    :param data: :class:`~numpyro_maf.datasets.SensorData` of T minutes.
+    :param probabilities: ``(T, K)``.
+    :param path: where to save a PNG; None does not save.
+    :return: the matplotlib figure.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.dates import ConciseDateFormatter
+    from matplotlib.figure import Figure
+
+    colours = ["#31508c", "#d1495b", "#edae49", "#7fb069", "#8d6a9f", "#4aa3a2", "#c9c9c9"]
+    if len(data.activities) == 2:
+        colours = ["#c9c9c9", "#d1495b"]
+    time, sensors = data.time, data.values.T
+    heights = [3.4, 0.35, *[0.9] * len(sensors)]
+    figure = Figure(figsize=(10, 0.9 * sum(heights) + 0.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
+    axes[0].stackplot(time, np.asarray(probabilities).T, colors=colours, labels=data.activities, lw=0)
+    axes[0].set(ylim=(0, 1), ylabel="probability", title=title)
+    axes[0].legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    for k, colour in enumerate(colours[: len(data.activities)]):
+        axes[1].fill_between(time, 0, 1, where=data.activity == k, color=colour, lw=0, step="post")
+    axes[1].set(yticks=[], ylim=(0, 1))
+    axes[1].set_ylabel("truth", rotation=0, ha="right", va="center")
+    for axis, values, name, unit in zip(axes[2:], sensors, data.names, data.units):
+        axis.plot(time, values, color="#333333", lw=0.9)
+        axis.set_ylabel(f"{name}\n{unit}", fontsize=8, rotation=0, ha="right", va="center")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelsize=8)
+    axes[-1].xaxis.set_major_formatter(ConciseDateFormatter(axes[-1].xaxis.get_major_locator()))
+    axes[-1].set_xlim(time[0], time[-1])
+    if path is not None:
+        figure.savefig(path, dpi=120)
+    return figure

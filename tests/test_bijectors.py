@@ -1,0 +1,526 @@
+"""Every bijector against its laws: autodiff's Jacobian, NumPyro's paths, JAX's transformations."""
+
+import pickle
+import re
+from dataclasses import replace
+from functools import lru_cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from conftest import (
+    BIJECTORS,
+    SCALARS,
+    Case,
+    bound,
+    context_of,
+    each_autoregressive,
+    each_bijector,
+    parametrize,
+    shaken,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.extend.core import jaxprs_in_params
+from numpyro.distributions.batch_util import vmap_over
+from numpyro.distributions.transforms import AffineTransform, ComposeTransform
+
+import numpyro_maf as nm
+from numpyro_maf.nets import MaskedMLP
+
+each_case_of = partial(parametrize, "case")
+each_context_bijector = each_case_of(BIJECTORS, lambda case: case.context > 0)
+close = partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9)
+
+
+def points(case, *shape, scale=1.5):
+    return scale * jax.random.normal(jax.random.key(11), (*shape, case.features))
+
+
+def standard_normal(features):
+    return dist.Normal(0.0, 1.0).expand([features]).to_event(1)
+
+
+# Value, log-determinant and Jacobian ------------------------------------------------------------
+
+
+@lru_cache
+def compiled(case, jacobians=True):
+    """Both directions at five points, each with its Jacobian: forwards in mode, and in reverse."""
+
+    def at(bijector, context, x):
+        one = bijector if context is None else bijector.bind(context)
+        y, log_det = one.forward_and_log_det(x)
+        back, inverse_log_det = one.inverse_and_log_det(y)
+        values = dict(x=x, y=y, back=back, log_det=log_det, inverse_log_det=inverse_log_det)
+        if not jacobians:
+            return values
+        return {
+            **values,
+            "jacobian": jax.jacfwd(one)(x),
+            "inverse_jacobian": jax.jacrev(one.inv)(y),
+        }
+
+    context = context_of(case, 5)
+    mapped = jax.jit(jax.vmap(at, (None, None if context is None else 0, 0)))
+    return lambda bijector: jax.tree.map(np.asarray, mapped(bijector, context, points(case, 5)))
+
+
+@lru_cache
+def facts(case):
+    with jax.enable_x64(True):
+        return compiled(case)(case())
+
+
+@each_bijector
+def test_round_trip_and_log_det(case):
+    at = facts(case)
+    close(at["back"], at["x"])
+    close(at["log_det"] + at["inverse_log_det"], 0)
+    close(at["log_det"], np.linalg.slogdet(at["jacobian"])[1])
+    close(at["inverse_log_det"], np.linalg.slogdet(at["inverse_jacobian"])[1])
+
+
+@each_autoregressive
+def test_no_dimension_sees_a_later_one(case):
+    order = np.array(case.order)
+    for direction in ("jacobian", "inverse_jacobian"):
+        jacobian = facts(case)[direction][:, order[:, None], order]
+        assert (np.triu(jacobian, 1) == 0).all()
+        assert (np.diagonal(jacobian, axis1=1, axis2=2) > 0).all()
+        assert case.features == 1 or (jacobian[:, -1, 0] != 0).all()
+
+
+@each_bijector
+def test_zero_weights_are_the_identity(case):
+    if not isinstance(case(), nm.Permute | nm.Standardize):
+        with jax.enable_x64(True):
+            at = compiled(case)(jax.tree.map(jnp.zeros_like, case()))
+        close(at["y"], at["x"])
+        close(at["log_det"], 0)
+
+
+@each_bijector
+def test_float32_round_trips_and_stays_float32(case):
+    at = compiled(case, jacobians=False)(case())
+    assert all(value.dtype == np.float32 for value in at.values())
+    np.testing.assert_allclose(at["back"], at["x"], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(at["log_det"], -at["inverse_log_det"], rtol=1e-3, atol=1e-3)
+
+
+def test_permute_and_standardize_known_answers():
+    x = jnp.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+    y, log_det = nm.Permute((2, 0, 1)).forward_and_log_det(x)
+    np.testing.assert_array_equal(y, [[3, 1, 2], [6, 4, 5]])
+    np.testing.assert_array_equal(log_det, [0, 0])
+    scaled = nm.Standardize(jnp.array([1.0, 0.0, -1.0]), jnp.array([2.0, 1.0, 0.5]))
+    y, log_det = scaled.forward_and_log_det(x)
+    np.testing.assert_allclose(y, [[3, 2, 0.5], [9, 5, 2]])
+    np.testing.assert_allclose(log_det, [0, 0], atol=1e-7)
+
+
+# Shapes ----------------------------------------------------------------------------------------
+
+SHAPES = [((), (3,)), ((2, 1), (3,)), ((3,), (2, 3))]
+
+
+@each_case_of(BIJECTORS, lambda case: case.context or case.features == 4)
+def test_batches_of_events_and_contexts_broadcast(case):
+    bijector = case()
+
+    @jax.jit
+    def run(x, context):
+        b = bijector if context is None else bijector.bind(context)
+        assert b.forward_shape(x.shape) == b.inverse_shape(x.shape)
+        shaped = jnp.zeros(b.forward_shape(x.shape))
+        return shaped, *b.forward_and_log_det(x), *b.inverse_and_log_det(x)
+
+    for batch, context_batch in SHAPES if case.context else [((), ()), ((2, 3), ())]:
+        x, context = points(case, *batch), context_of(case, *context_batch)
+        shaped, *actual = run(x, context)
+        full = np.broadcast_shapes(batch, context_batch)
+        assert shaped.shape == (*full, case.features)
+        # Six rows whatever the shapes, so that this compiles once.
+        flat = np.resize(np.broadcast_to(x, shaped.shape), (6, case.features))
+        if context is not None:
+            context = np.resize(np.broadcast_to(context, (*full, case.context)), (6, case.context))
+        for value, rows in zip(actual, run(flat, context)[1:], strict=True):
+            assert value.shape == full + rows.shape[1:]
+            rows = rows[: int(np.prod(full))]
+            np.testing.assert_allclose(value.reshape(rows.shape), rows, rtol=1e-4, atol=1e-5)
+
+
+# NumPyro's paths --------------------------------------------------------------------------------
+
+
+@each_bijector
+def test_fused_and_numpyro_paths_agree(case, x64):
+    bijector, context = case(), context_of(case, 3)
+
+    @jax.jit
+    def paths(bijector, context, x):
+        t = bijector if context is None else bijector.bind(context)
+        y, log_det = t.forward_and_log_det(x)
+        through, intermediates = t.call_with_intermediates(x)
+        scaled = ComposeTransform([t, AffineTransform(1.0, 2.0), t.inv])
+        last, parts = scaled.call_with_intermediates(x)
+        middle = 1 + 2 * y
+        both = log_det + case.features * jnp.log(2.0) + t.inverse_and_log_det(middle)[1]
+        return {
+            "call": (t(x), y),
+            "call_with_intermediates": (through, y),
+            "inverse": (t.inv(y), x),
+            "inverse of inverse": (t.inv.inv.log_abs_det_jacobian(x, y, log_det), log_det),
+            "log_det": (t.log_abs_det_jacobian(x, y), log_det),
+            "log_det by intermediates": (t.log_abs_det_jacobian(x, y, intermediates), log_det),
+            "inverse log_det": (t.inv.log_abs_det_jacobian(y, x), -log_det),
+            "inverse intermediates": (t.inv.call_with_intermediates(y)[1], -log_det),
+            "compose": (scaled(x), t.inv(middle)),
+            "compose log_det": (scaled.log_abs_det_jacobian(x, last), both),
+            "compose intermediates": (scaled.log_abs_det_jacobian(x, last, parts), both),
+        }
+
+    for name, (actual, expected) in paths(bijector, context, points(case, 3)).items():
+        close(actual, expected, err_msg=name)
+
+
+@each_bijector
+def test_distributions_of_both_kinds_agree(case, x64):
+    base = standard_normal(case.features)
+
+    @jax.jit
+    def paths(bijector, context):
+        t = bijector if context is None else bijector.bind(context)
+        plain, fused = dist.TransformedDistribution(base, t), nm.FlowDistribution(base, t)
+        assert plain.batch_shape == fused.batch_shape == (() if context is None else (3,))
+        y, intermediates = fused.sample_with_intermediates(jax.random.key(0), (4,))
+        again = plain.sample(jax.random.key(0), (4,))
+        log_prob = fused.log_prob(y)
+        by_hand = base.log_prob(t.inv(y)) + t.inverse_and_log_det(y)[1]
+        return {
+            "sample": (y, again),
+            "log_prob by hand": (log_prob, by_hand),
+            "log_prob of plain": (log_prob, plain.log_prob(y)),
+            "by intermediates": (log_prob, fused.log_prob(y, intermediates)),
+            "plain by intermediates": (log_prob, plain.log_prob(y, intermediates)),
+        }
+
+    for name, (actual, expected) in paths(case(), context_of(case, 3)).items():
+        close(actual, expected, err_msg=name)
+
+
+# JAX's transformations --------------------------------------------------------------------------
+
+
+@each_bijector
+def test_pytree_pickle_and_equality(case):
+    b, other = bound(case, case()), bound(case, case(3))
+    leaves, structure = jax.tree.flatten(b)
+    copies = [jax.tree.unflatten(structure, leaves), pickle.loads(pickle.dumps(b)), jax.jit(id_)(b)]
+    same = jax.jit(lambda a, b: a.eq(b))
+    assert b == copies[0] and b.inv == copies[0].inv
+    for copy in copies:
+        assert b.eq(copy) and b.inv.eq(copy.inv) and same(copy, b)
+        assert copy.tree_flatten()[1] == b.tree_flatten()[1]
+    assert all(path for path, _ in jax.tree_util.tree_flatten_with_path(b)[0])
+    assert b != AffineTransform(0.0, 1.0) and b.inv.inv == b
+    if leaves and not isinstance(b, nm.Standardize):
+        assert b != other and not b.eq(other) and not same(b, other)
+
+
+def id_(tree):
+    return tree
+
+
+@each_bijector
+def test_jit_and_vmap_over_events_and_weights(case):
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, context = points(case, 3, 4), context_of(case)
+
+    @jax.jit
+    def run(b, x):
+        b = b if context is None else b.bind(context)
+        return b.forward_and_log_det(x), b.inverse_and_log_det(x)
+
+    one = [case.make(key) for key in keys]
+    expected = jax.tree.map(lambda *parts: jnp.stack(parts), *map(run, one, x))
+    stacked = jax.vmap(case.make)(keys)
+    check = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+    jax.tree.map(check, jax.vmap(run)(stacked, x), expected)
+
+
+def test_vmap_over_names_fields():
+    loc, scale = jnp.arange(6.0).reshape(3, 2), jnp.array([1.0, 2.0])
+    b, x = nm.Standardize(loc, scale), jnp.ones(2)
+    actual = jax.vmap(lambda b: b(x), in_axes=(vmap_over(b, loc=0),))(b)
+    np.testing.assert_allclose(actual, loc + scale * x)
+
+
+def test_vmap_over_the_context_of_a_bijector():
+    case = BIJECTORS["masked-context"]
+    x, t = points(case), bound(case, case(), 3)
+    axes = (vmap_over(t, context=0),)
+    actual = jax.vmap(lambda t: t.inverse_and_log_det(x)[1], in_axes=axes)(t)
+    np.testing.assert_allclose(actual, t.inverse_and_log_det(x)[1], rtol=1e-5)
+
+
+def test_weights_with_extra_axes_are_refused():
+    case = BIJECTORS["masked-affine"]
+    stacked = jax.vmap(case.make)(jax.random.split(jax.random.key(0), 3))
+    with pytest.raises(ValueError, match="weights with extra leading axes.*vmap"):
+        stacked(points(case))
+
+
+# Derivatives of the sweep -----------------------------------------------------------------------
+
+
+def nothing(tree, u):
+    """``g(f(u)) - u`` and the sum of both log-determinants: 0 for all weights, contexts, inputs."""
+    x, forward = tree.forward_and_log_det(u)
+    back, backward = tree.inverse_and_log_det(x)
+    return jnp.concatenate([(back - u).ravel(), (forward + backward).ravel()])
+
+
+def direction(tree, seed):
+    """A random tangent of everything at once: what is 0 along it is 0 along all, almost surely."""
+    leaves, structure = jax.tree.flatten(tree)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    tangents = [jax.random.normal(k, jnp.shape(a)) for k, a in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(structure, tangents)
+
+
+@each_autoregressive
+def test_first_derivatives_of_the_round_trip_vanish(case, x64):
+    at = bound(case, case(), 3), points(case, 3)
+
+    @jax.jit
+    def derivatives(*at):
+        pushed = jax.jvp(nothing, at, direction(at, 1))[1]
+        value, pull = jax.vjp(nothing, *at)
+        alone = jax.grad(lambda b: b(at[1]).sum())(at[0])
+        return pushed, pull(direction(value, 2)), alone
+
+    pushed, pulled, alone = derivatives(*at)
+    close(pushed, 0, atol=1e-8)
+    for path, leaf in jax.tree_util.tree_flatten_with_path(pulled)[0]:
+        close(leaf, 0, atol=1e-8, err_msg=jax.tree_util.keystr(path))
+    for path, leaf in jax.tree_util.tree_flatten_with_path(alone)[0]:
+        # With one dimension no unit sees an input; without context no output sees a unit either.
+        dead = ["weights[0]"] if case.context else ["weights", "biases[0]"]
+        if case.features > 1 or not any(d in jax.tree_util.keystr(path) for d in dead):
+            assert (leaf != 0).any(), jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize("name", ["affine", "additive", "spline"])
+def test_second_derivatives_of_the_round_trip_vanish(name, x64):
+    make = partial(nm.MaskedAutoregressive.init, features=3, context=2, hidden=(5,))
+    b = shaken(make(jax.random.key(0), scalar=SCALARS[name]), 1).bind(jnp.array([0.3, -0.7]))
+    at = b, 0.5 * jax.random.normal(jax.random.key(3), (3,))
+    v = direction(at, 1)
+
+    @jax.jit
+    def derivatives(*at):
+        def pulled(*at):
+            value, pull = jax.vjp(nothing, *at)
+            return pull(direction(value, 2))
+
+        def along(*at):
+            return sum(map(jnp.vdot, jax.tree.leaves(pulled(*at)), jax.tree.leaves(v)))
+
+        forward_over_reverse = jax.jvp(pulled, at, v)[1]
+        reverse_over_reverse = jax.grad(along, (0, 1))(*at) if name == "affine" else ()
+        alone = jax.jacfwd(jax.jacrev(lambda u: at[0](u).sum()))(at[1])
+        return (forward_over_reverse, reverse_over_reverse), alone
+
+    vanishing, alone = derivatives(*at)
+    for path, leaf in jax.tree_util.tree_flatten_with_path(vanishing)[0]:
+        close(leaf, 0, atol=1e-7, err_msg=jax.tree_util.keystr(path))
+    assert (alone != 0).any()
+
+
+@pytest.mark.parametrize("name", ["masked-context", "inverse-spline-context"])
+def test_gradients_through_the_sweep_under_vmap(name, x64):
+    case = BIJECTORS[name]
+    bijector, contexts, x = case(), context_of(case, 4), points(case, 4)
+
+    def loss(bijector, context, x):
+        b = bijector.bind(context)
+        return sum(jnp.sum(jnp.sin(a)) for f in (b, b.inv) for a in f.forward_and_log_det(x))
+
+    gradient = jax.grad(loss, (0, 1, 2))
+    mapped = jax.jit(jax.vmap(gradient, (None, 0, 0)))(bijector, contexts, x)
+    whole = jax.jit(gradient)(bijector, contexts, x)
+    close(mapped[1], whole[1])
+    close(mapped[2], whole[2])
+    jax.tree.map(lambda a, b: close(a.sum(0), b), mapped[0], whole[0])
+
+
+def test_the_gradient_of_sampling_stores_no_trajectory(optimized):
+    width, batch = 256, 256
+
+    def loss(b, u):
+        return sum(jnp.sum(a**2) for a in b.forward_and_log_det(u))
+
+    def temporary_bytes(features):
+        b = nm.MaskedAutoregressive.init(jax.random.key(0), features, hidden=(width, width))
+        lowered = jax.jit(jax.grad(loss)).lower(b, jnp.zeros((batch, features)))
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    narrow, wide = temporary_bytes(16), temporary_bytes(64)
+    assert wide < 2 * narrow
+    assert wide < 64 * batch * width * 4 / 2  # one trajectory of one layer would be twice that
+
+
+# One pass --------------------------------------------------------------------------------------
+
+
+def products(function, *args):
+    """How many matrix products a function's jaxpr has, loops not unrolled."""
+
+    def count(jaxpr):
+        total = 0
+        for equation in jaxpr.eqns:
+            total += equation.primitive.name == "dot_general"
+            total += sum(map(count, jaxprs_in_params(equation.params)))
+        return total
+
+    return count(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+@pytest.mark.parametrize(
+    "builder, method", [(nm.maf, "score"), (nm.nsf, "score"), (nm.iaf, "sample")]
+)
+@pytest.mark.parametrize("context", [0, 2])
+def test_the_parallel_direction_is_one_network_pass(builder, method, context):
+    hidden, transforms = (9, 8), 3
+    flow = builder(jax.random.key(0), 4, context=context, hidden=hidden, transforms=transforms)
+    d = flow(jnp.ones((5, context))) if context else flow()
+    matrices = transforms * (len(hidden) + 1 + (context > 0))
+    key, y = jax.random.key(0), jnp.ones((5, 4))
+    if method == "score":
+        assert products(d.log_prob, y) == matrices
+    else:
+        assert products(lambda key: d.sample_with_intermediates(key, (5,)), key) == matrices
+        assert products(lambda key: d.sample(key, (5,)), key) == matrices
+    y, intermediates = d.sample_with_intermediates(key, () if context else (5,))
+    assert products(d.log_prob, y, intermediates) == 0
+
+
+# Extremes and errors ----------------------------------------------------------------------------
+
+
+@each_bijector
+def test_extreme_inputs_stay_finite(case):
+    corners = np.array([0.0, 1e-30, -1e-30, 1e4, -1e4, 1.0], np.float32)
+    alike = np.repeat(corners[:, None], case.features, 1)
+    x = np.concatenate([alike, np.resize(corners, (6, case.features))])
+
+    @jax.jit
+    def run(b, x):
+        def total(b, x):
+            forward, inverse = b.forward_and_log_det(x), b.inverse_and_log_det(x)
+            return sum(jnp.mean(a) for a in (*forward, *inverse)), (forward, inverse)
+
+        return jax.grad(total, (0, 1), has_aux=True)(b, x)
+
+    for leaf in jax.tree.leaves(run(bound(case, case.make(jax.random.key(0))), x)):
+        assert np.isfinite(leaf).all()
+
+
+@each_bijector
+@pytest.mark.parametrize("method", ["forward_and_log_det", "inverse_and_log_det"])
+def test_wrong_widths_are_errors(case, method):
+    b = bound(case, case())
+    for shape in [(case.features + 1,), (3, case.features + 1), ()]:
+        message = f"last axis {case.features}, got an array of shape {re.escape(str(shape))}"
+        with pytest.raises(ValueError, match=message):
+            getattr(b, method)(jnp.ones(shape))
+
+
+@each_context_bijector
+def test_missing_and_wrong_contexts_are_errors(case):
+    x = points(case)
+    with pytest.raises(ValueError, match=f"context of width {case.context}, got none"):
+        case()(x)
+    for shape in [(case.context + 1,), (2, case.context + 1)]:
+        with pytest.raises(ValueError, match=f"context.*{case.context}.*{re.escape(str(shape))}"):
+            case().bind(jnp.ones(shape))(x)
+
+
+@pytest.mark.parametrize("name", ["masked-affine", "inverse-affine", "elementwise"])
+def test_unexpected_context_is_an_error(name):
+    case = BIJECTORS[name]
+    with pytest.raises(ValueError, match=r"context.*\(2,\)"):
+        case().bind(jnp.ones(2))(points(case))
+
+
+@pytest.mark.parametrize("order", [(0, 1), (0, 1, 1), (1, 2, 3), (0, 1, 2, 3)])
+def test_orders_must_be_permutations(order):
+    key = jax.random.key(0)
+    with pytest.raises(ValueError, match="order must hold each of 0..2 once, got"):
+        nm.MaskedAutoregressive.init(key, 3, order=order)
+    if order != (0, 1) and order != (0, 1, 2, 3):
+        with pytest.raises(ValueError, match="order must hold each of"):
+            nm.Permute(order)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(hidden=()), "hidden must name one or more widths"),
+        (dict(hidden=(3, 0)), r"hidden .* at least 1, got \(3, 0\)"),
+        (dict(hidden=(3,), activation="sine"), "unknown activation 'sine', expected one of"),
+    ],
+)
+def test_networks_check_their_arguments(options, message):
+    with pytest.raises(ValueError, match=message):
+        MaskedMLP.init(jax.random.key(0), 3, 2, **options)
+
+
+# The sweep at any width -------------------------------------------------------------------------
+
+
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(
+    features=st.integers(1, 40),
+    hidden=st.lists(st.integers(1, 60), min_size=1, max_size=3),
+    context=st.integers(0, 2),
+    seed=st.integers(0, 9),
+)
+def test_sweep_inverts_networks_of_any_width(features, hidden, context, seed):
+    order = tuple(np.random.default_rng(seed).permutation(features).tolist())
+    options = dict(context=context, hidden=hidden, order=order)
+
+    @jax.jit
+    def round_trip(b, u):
+        x, log_det = b.forward_and_log_det(u)
+        back, back_log_det = b.inverse_and_log_det(x)
+        return back - u, log_det + back_log_det, jnp.abs(x - u).max()
+
+    with jax.enable_x64(True):
+        b = nm.MaskedAutoregressive.init(jax.random.key(seed), features, **options)
+        b = shaken(b, seed, 0.1)
+        b = b.bind(jnp.linspace(-1, 1, 3 * context).reshape(3, context)) if context else b
+        case = Case(None, features)
+        *vanishing, change = round_trip(b, points(case, 3))
+        assert change > 1e-3
+        for leaf in jax.tree.leaves(vanishing):
+            close(leaf, 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("features, width", [(40, 1), (40, 13), (9, 9), (3, 60)])
+def test_every_hidden_unit_is_of_use(features, width):
+    """A unit that sees no input, or that no output sees, would be dead weight."""
+    net = MaskedMLP.init(jax.random.key(0), features, 2, hidden=(width, width))
+    first, hidden, last = net.masks
+    assert first.any(1).all() and hidden.any(1).all() and last.any(0).all()
+    assert hidden.any(0).all()
+
+
+def test_bijectors_are_frozen():
+    b = BIJECTORS["masked-affine"]()
+    with pytest.raises(AttributeError):
+        b.context = jnp.ones(2)
+    assert replace(b, order=(3, 2, 1, 0)).order == (3, 2, 1, 0)
