@@ -15,10 +15,12 @@ import time
 from functools import partial
 from importlib.metadata import version
 
+import equinox as eqx
 import flowjax.distributions
 import flowjax.flows
 import jax
 import jax.numpy as jnp
+import paramax
 
 import numpyro_maf
 
@@ -55,13 +57,11 @@ def theirs(features, hidden, transforms, activation):
         nn_depth=len(hidden),
         nn_activation=getattr(jax.nn, activation),
     )
-    import equinox as eqx
-    import paramax
 
     def score(flow, x):
         return paramax.unwrap(flow).log_prob(x)
 
-    @partial(eqx.filter_jit)
+    @eqx.filter_jit
     def sample(flow, key, batch):
         return paramax.unwrap(flow).sample(key, (batch,))
 
@@ -91,8 +91,8 @@ def main():
     parser.add_argument("--budget", type=float, default=4.0, help="seconds for each function")
     parser.add_argument("--activation", default="relu", help="of both libraries' networks")
     args = parser.parse_args()
-    names = ("numpyro_maf", "flowjax", "numpyro", "jax", "jaxlib")
-    print(platform.python_version(), *(f"{name} {version(name)}" for name in names[1:]), sep=", ")
+    versions = [f"{name} {version(name)}" for name in ("flowjax", "numpyro", "jax", "jaxlib")]
+    print(f"Python {platform.python_version()}, numpyro_maf {numpyro_maf.__version__}", *versions, sep=", ")
     print(f"{jax.devices()[0].device_kind}, activation {args.activation}, milliseconds then ratios")
     header = ("shape", "score", "sample", "gradient", "fj score", "fj sample")
     header += ("sample/score", "goal", "fj/our sample", "goal", "fj/our score", "grad/sample", "MB")
@@ -106,11 +106,11 @@ def main():
         peer, peer_score, peer_sample, _ = theirs(*shape)
         seconds = best_of(
             [
-                lambda: score(flow, x),
-                lambda: sample(flow, key, batch),
-                lambda: gradient(flow, key, batch),
-                lambda: peer_score(peer, x),
-                lambda: peer_sample(peer, key, batch),
+                partial(score, flow, x),
+                partial(sample, flow, key, batch),
+                partial(gradient, flow, key, batch),
+                partial(peer_score, peer, x),
+                partial(peer_sample, peer, key, batch),
             ],
             args.rounds,
             args.budget,

@@ -3,6 +3,7 @@
 
 """Masked autoregressive flows and their family, as NumPyro distributions."""
 
+from numpyro_maf._version import __version__
 from numpyro_maf.autoregressive import (
     Autoregressive,
     Elementwise,
@@ -17,4 +18,32 @@ from numpyro_maf.io import load, save
 from numpyro_maf.module import flow_module, random_flow_module
 from numpyro_maf.scalars import Additive, Affine, RQSpline, Scalar
 
-__version__ = "0.1.0"
+__all__ = [
+    "HMM",
+    "Additive",
+    "Affine",
+    "Autoregressive",
+    "Bijector",
+    "Elementwise",
+    "FitResult",
+    "Flow",
+    "FlowDistribution",
+    "Inverse",
+    "InverseAutoregressive",
+    "MaskedAutoregressive",
+    "Permute",
+    "RQSpline",
+    "Scalar",
+    "Standardize",
+    "__version__",
+    "elementwise",
+    "fit",
+    "flow_module",
+    "from_spec",
+    "iaf",
+    "load",
+    "maf",
+    "nsf",
+    "random_flow_module",
+    "save",
+]

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +57,15 @@ class Autoregressive(Bijector):
 
     @classmethod
     def init(
-        cls, key, features, *, context=0, hidden=(64, 64), scalar=Affine(), activation="silu", order=None
+        cls,
+        key,
+        features,
+        *,
+        context=0,
+        hidden=(64, 64),
+        scalar=Affine(),
+        activation="silu",
+        order=None,
     ):
         """A bijector with random weights near the identity; arguments as for the builders."""
         net = MaskedMLP.init(
@@ -124,7 +132,7 @@ class MaskedAutoregressive(Autoregressive):
     with any scalar map. Arguments as for :class:`Autoregressive`.
     """
 
-    parallel: ClassVar[str] = "inverse"
+    parallel = "inverse"
 
     def forward_and_log_det(self, x):
         return self._sweep(x)
@@ -141,7 +149,7 @@ class InverseAutoregressive(Autoregressive):
     with any scalar map. Arguments as for :class:`Autoregressive`.
     """
 
-    parallel: ClassVar[str] = "forward"
+    parallel = "forward"
 
     def forward_and_log_det(self, x):
         return self._parallel(x)
@@ -237,9 +245,7 @@ def _inverse(scalar, activation, theta, u):
     def activate(rows, _):
         return ACTIVATIONS[activation](rows)
 
-    x, log_slopes = sweep(
-        layers, offsets, activate, emit, data=(u,), rows=1, size=u.shape[-1], dtype=u.dtype
-    )
+    x, log_slopes = sweep(layers, offsets, activate, emit, data=(u,), rows=1, size=u.shape[-1], dtype=u.dtype)
     return x[0], log_slopes[0]
 
 
@@ -283,9 +289,7 @@ def _solve_linearised(layers, gains, a, b, given):
             return ((du - jnp.sum(a * dp, 0)) / b)[None], dp
 
         data = (a, b, given[0])
-        solved = sweep(
-            layers, zeros(layers, given[1:]), scale, emit, gains, data, rows=len(a), **sizes
-        )
+        solved = sweep(layers, zeros(layers, given[1:]), scale, emit, gains, data, rows=len(a), **sizes)
         return jnp.concatenate(solved)
 
     def transpose_solve(_, given):
@@ -297,9 +301,7 @@ def _solve_linearised(layers, gains, a, b, given):
 
         data = (a[:, ::-1], b[::-1], given[1:])
         back_gains = [gain[::-1] for gain in gains[::-1]]
-        cparams, cu = sweep(
-            back, zeros(back, given[:1]), scale, emit, back_gains, data, rows=1, **sizes
-        )
+        cparams, cu = sweep(back, zeros(back, given[:1]), scale, emit, back_gains, data, rows=1, **sizes)
         return jnp.concatenate([cu, cparams])[:, ::-1]
 
     return lax.custom_linear_solve(matvec, given, solve, transpose_solve)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,9 +41,10 @@ class Bijector(Transform):
     which of the two is one network pass; NumPyro's ``log_abs_det_jacobian(x, y)`` uses that one.
     """
 
-    domain = constraints.real_vector
-    codomain = constraints.real_vector
-    parallel: ClassVar[str] = "forward"
+    # Both constraints are singletons: NumPyro compares them by identity.
+    domain: Any = constraints.real_vector
+    codomain: Any = constraints.real_vector
+    parallel: Any = "forward"
 
     def __init_subclass__(cls, **kwargs):
         # Transform would register the class as a pytree without names for its leaves; ours have
@@ -124,7 +125,7 @@ class Bijector(Transform):
             return False
         leaves, structure = jax.tree.flatten(self)
         others, other_structure = jax.tree.flatten(other)
-        if structure != other_structure:
+        if structure != other_structure:  # type: ignore[operator]  # the stubs do not know it
             return False
         equal = [array_equiv(a, b, static=static) for a, b in zip(leaves, others)]
         return all(equal) if static else jnp.all(jnp.array([True, *equal]))
@@ -137,15 +138,7 @@ class Inverse(Bijector):
     bijector: Bijector
 
     @property
-    def domain(self):  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.bijector.codomain
-
-    @property
-    def codomain(self):  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.bijector.domain
-
-    @property
-    def parallel(self):  # pyright: ignore[reportIncompatibleVariableOverride]
+    def parallel(self):  # type: ignore[override]
         return "inverse" if self.bijector.parallel == "forward" else "forward"
 
     @property
@@ -218,9 +211,7 @@ def check_width(x, features: int, name: str) -> None:
     """Raise ValueError unless the last axis of ``x`` is ``features`` wide."""
     shape = jnp.shape(x)
     if not shape or shape[-1] != features:
-        raise ValueError(
-            f"{name} expects events with last axis {features}, got an array of shape {shape}"
-        )
+        raise ValueError(f"{name} expects events with last axis {features}, got an array of shape {shape}")
 
 
 def check_order(order, features: int) -> tuple[int, ...]:

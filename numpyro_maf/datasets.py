@@ -1,3 +1,6 @@
+# Copyright Contributors to the numpyro_maf project.
+# SPDX-License-Identifier: Apache-2.0
+
 """Sensor data to infer activities from: the UCI Occupancy files and a simulated flat.
 
 Nothing is downloaded: :func:`load_occupancy` reads public files from a folder the user names.
@@ -9,13 +12,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 __all__ = ["FLAT_ACTIVITIES", "SensorData", "load_occupancy", "simulate_flat"]
 
-Floats, Ints, Flags = NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]
+Floats: TypeAlias = NDArray[np.floating[Any]]
+Ints: TypeAlias = NDArray[np.int64]
+Flags: TypeAlias = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
@@ -250,9 +256,7 @@ def _diary(rng: np.random.Generator, weekdays: Sequence[int]) -> Ints:
     return activity
 
 
-def simulate_flat(
-    days: int = 14, seed: int = 0, start: str = "2024-01-01", step: int = 1
-) -> SensorData:
+def simulate_flat(days: int = 14, seed: int = 0, start: str = "2024-01-01", step: int = 1) -> SensorData:
     """Simulate a flat of one person: six sensors and seven activities, ``FLAT_ACTIVITIES``.
 
     A random diary drives balances of heat, vapour and CO2 in one well-mixed zone. Cooking and
@@ -292,7 +296,7 @@ def _sense(rng: np.random.Generator, time: NDArray[np.datetime64], activity: Int
     def lasting(starts: Flags, minutes: int) -> Flags:
         return np.convolve(starts, np.ones(minutes))[:size] > 0
 
-    def bursts(rate: ArrayLike, minutes: int = BURST) -> Flags:
+    def bursts(rate: float | Floats, minutes: int = BURST) -> Flags:
         return lasting(rng.random(size) < rate, minutes)
 
     # Outdoors: cosines of season and day, slow weather and clouds, the height of the sun.
@@ -313,7 +317,7 @@ def _sense(rng: np.random.Generator, time: NDArray[np.datetime64], activity: Int
     kettle = ~sleeping & ~away & bursts(np.where(cooking, 0.05, 0.006))
     tv = watching & each_episode(0.85) | eating & each_episode(0.35)
     computer = working & each_episode(0.85) | watching & each_episode(0.2)
-    laundry = rng.random(size) < (abs(hour - 14) < 6) / DAY  # starts, whatever else goes on
+    laundry = rng.random(size) < np.where(abs(hour - 14) < 6, 1 / DAY, 0.0)  # starts, whatever else goes on
     power = STANDBY + TV * tv + COMPUTER * computer + HOB * hob + KETTLE * kettle
     power += BOILER * (boiler | bursts(0.006))  # also keeps its tank warm
     power += LAUNDRY * lasting(laundry, LAUNDRY_TIME)

@@ -167,7 +167,16 @@ def train(
             train_loss.append(float(mean))
             if len(valid):
                 validation_loss.append(
-                    float(_mean(params, fixed, data, weights, _batches(jnp.asarray(valid), chunk), loss=loss))
+                    float(
+                        _mean(
+                            params,
+                            fixed,
+                            data,
+                            weights,
+                            _batches(jnp.asarray(valid), chunk),
+                            loss=loss,
+                        )
+                    )
                 )
             current = (validation_loss or train_loss)[-1]
             if current < best_loss:
@@ -226,9 +235,7 @@ def _epoch(params, state, fixed, data, weights, batches, *, loss, optimizer):
 @partial(jax.jit, static_argnames=("loss",))
 def _mean(params, fixed, data, weights, batches, *, loss):
     """The weighted mean loss of all rows in the batches."""
-    values, totals = lax.map(
-        lambda batch: _batch_loss(params, loss, fixed, data, weights, batch), batches
-    )
+    values, totals = lax.map(lambda batch: _batch_loss(params, loss, fixed, data, weights, batch), batches)
     return jnp.sum(values * totals) / totals.sum()
 
 

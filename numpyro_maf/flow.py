@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -209,7 +209,7 @@ class Flow:
     :param config: the builder's name and arguments, as JSON.
     """
 
-    bijectors: tuple[Any, ...]
+    bijectors: Any
     event_scale: Standardize
     context_scale: Standardize | None
     base: Any
@@ -394,9 +394,7 @@ def elementwise(
     )  # fmt: skip
 
 
-BUILDERS: dict[str, Callable[..., Flow]] = {
-    f.__name__: f for f in (maf, iaf, nsf, elementwise)
-}
+BUILDERS: dict[str, Callable[..., Flow]] = {f.__name__: f for f in (maf, iaf, nsf, elementwise)}
 
 
 def from_spec(spec: dict[str, Any], key=None) -> Flow:
@@ -447,6 +445,4 @@ def _base_from_spec(spec):
     kind = getattr(dist, spec["distribution"], None)
     if not (isinstance(kind, type) and issubclass(kind, dist.Distribution)):
         raise ValueError(f"unknown distribution {spec['distribution']!r}")
-    return kind(
-        **{k: jnp.asarray(v["value"], v["dtype"]) for k, v in spec["arguments"].items()}
-    )
+    return kind(**{k: jnp.asarray(v["value"], v["dtype"]) for k, v in spec["arguments"].items()})

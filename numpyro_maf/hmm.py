@@ -56,16 +56,12 @@ class HMM(dist.Distribution):
     def __init__(self, initial, transition, log_density, observed=None, *, validate_args=None):
         steps_states = jnp.shape(log_density)[-2:]
         if len(steps_states) != 2 or steps_states[0] < 1:
-            raise ValueError(
-                f"log_density must be (..., T, K) with T >= 1, got {jnp.shape(log_density)}"
-            )
+            raise ValueError(f"log_density must be (..., T, K) with T >= 1, got {jnp.shape(log_density)}")
         steps, states = steps_states
         if jnp.shape(initial)[-1:] != (states,):
             raise ValueError(f"initial must be (..., {states}), got {jnp.shape(initial)}")
         if jnp.shape(transition)[-2:] != (states, states):
-            raise ValueError(
-                f"transition must end in ({states}, {states}), got {jnp.shape(transition)}"
-            )
+            raise ValueError(f"transition must end in ({states}, {states}), got {jnp.shape(transition)}")
         if jnp.ndim(transition) == 2:
             transition = jnp.asarray(transition)[None]
         if transition.shape[-3] not in (1, steps - 1):

@@ -48,7 +48,7 @@ def load(path: str | os.PathLike) -> Flow:
             raise ValueError(
                 f"{path} has format version {header['version']}, this is {_VERSION}: please upgrade"
             )
-        arrays = {name: file.get_tensor(name) for name in file.keys()}
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     template = from_spec(header["spec"])
     expected, structure = _named(template)
     if set(expected) != set(arrays):
@@ -59,7 +59,7 @@ def load(path: str | os.PathLike) -> Flow:
         array = arrays[name]
         if array.shape != leaf.shape:
             raise ValueError(f"{path}: {name} has shape {array.shape}, expected {leaf.shape}")
-        if array.dtype == np.float64 and not jax.config.jax_enable_x64:
+        if array.dtype == np.float64 and jnp.result_type(float) != np.float64:
             raise ValueError(f"{path} holds float64 weights: enable jax_enable_x64 to load it")
         leaves.append(jnp.asarray(array))
     return replace(jax.tree.unflatten(structure, leaves), base=template.base)

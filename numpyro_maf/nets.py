@@ -35,7 +35,7 @@ from jax.tree_util import register_dataclass
 
 from numpyro_maf.bijectors import static
 
-__all__ = ["ACTIVATIONS", "MaskedMLP", "Layers", "sweep"]
+__all__ = ["ACTIVATIONS", "Layers", "MaskedMLP", "sweep"]
 
 ACTIVATIONS: dict[str, Callable] = {
     "relu": jax.nn.relu,
@@ -105,7 +105,7 @@ class MaskedMLP:
         :raises ValueError: for an empty ``hidden``, widths below 1 or an unknown activation.
         """
         hidden = check_hidden(hidden, activation)
-        shapes = [(hidden[0], features), *zip(hidden[1:], hidden[:-1])]
+        shapes: list[tuple[int, ...]] = [(hidden[0], features), *zip(hidden[1:], hidden[:-1])]
         shapes += [(outputs, features, hidden[-1])]
         *keys, context_key = jax.random.split(key, len(shapes) + 1)
         net = cls(
@@ -147,9 +147,7 @@ class MaskedMLP:
 
     def layers(self) -> Layers:
         """The masked matrices."""
-        first, *hidden, last = (
-            jnp.where(mask, weight, 0) for mask, weight in zip(self.masks, self.weights)
-        )
+        first, *hidden, last = (jnp.where(mask, weight, 0) for mask, weight in zip(self.masks, self.weights))
         return Layers(first[:, None, :], tuple(hidden), last, self.degrees)
 
     def offsets(self, context=None) -> tuple[Any, ...]:
@@ -188,9 +186,7 @@ class MLP:
         hidden = check_hidden(hidden, activation)
         widths = (inputs, *hidden, outputs)
         keys = jax.random.split(key, len(widths) - 1)
-        weights = [
-            jax.random.normal(k, (a, b)) / math.sqrt(a) for k, a, b in zip(keys, widths, widths[1:])
-        ]
+        weights = [jax.random.normal(k, (a, b)) / math.sqrt(a) for k, a, b in zip(keys, widths, widths[1:])]
         weights[-1] = 0.1 * weights[-1]
         return cls(tuple(weights), tuple(jnp.zeros(b) for b in widths[1:]), activation)
 
@@ -211,9 +207,7 @@ def check_hidden(hidden, activation: str) -> tuple[int, ...]:
     if not hidden or min(hidden) < 1:
         raise ValueError(f"hidden must name one or more widths of at least 1, got {hidden}")
     if activation not in ACTIVATIONS:
-        raise ValueError(
-            f"unknown activation {activation!r}, expected one of {sorted(ACTIVATIONS)}"
-        )
+        raise ValueError(f"unknown activation {activation!r}, expected one of {sorted(ACTIVATIONS)}")
     return hidden
 
 
@@ -280,9 +274,7 @@ def _dot(weight, inputs):
     return jnp.tensordot(weight, inputs, 2)
 
 
-def _within_block(
-    block, local, pre, out, activate, emit, gains, data, rows, size, dtype
-):
+def _within_block(block, local, pre, out, activate, emit, gains, data, rows, size, dtype):
     """The sequential part of a sweep: one step for each group of dimensions in the block."""
     cut, put = lax.dynamic_slice_in_dim, lax.dynamic_update_slice_in_dim
 
@@ -349,8 +341,7 @@ def _blocks(features: int, degrees) -> tuple[Block, ...]:
                 dims=(heads[i], ends[last]),
                 units=tuple(zip(unit_heads[i], unit_ends[last])),
                 starts=tuple(
-                    tuple(a - o for a, o in zip((heads[g], *unit_heads[g]), origin))
-                    for g in groups
+                    tuple(a - o for a, o in zip((heads[g], *unit_heads[g]), origin)) for g in groups
                 ),
                 dim_count=max(ends[g] - heads[g] for g in groups),
                 unit_counts=tuple(

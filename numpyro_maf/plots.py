@@ -19,6 +19,7 @@ def activity_timeline(data, probabilities, *, path=None, title=""):
     :return: the matplotlib figure.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.colors import ListedColormap
     from matplotlib.dates import ConciseDateFormatter
     from matplotlib.figure import Figure
 
@@ -33,8 +34,11 @@ def activity_timeline(data, probabilities, *, path=None, title=""):
     axes[0].stackplot(time, np.asarray(probabilities).T, colors=colours, labels=data.activities, lw=0)
     axes[0].set(ylim=(0, 1), ylabel="probability", title=title)
     axes[0].legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-    for k, colour in enumerate(colours[: len(data.activities)]):
-        axes[1].fill_between(time, 0, 1, where=data.activity == k, color=colour, lw=0, step="post")
+    colour_map = ListedColormap(colours[: len(data.activities)])
+    axes[1].pcolormesh(
+        time, [0, 1], np.tile(data.activity, (2, 1)), cmap=colour_map, shading="nearest",
+        vmin=-0.5, vmax=len(data.activities) - 0.5,
+    )  # fmt: skip
     axes[1].set(yticks=[], ylim=(0, 1))
     axes[1].set_ylabel("truth", rotation=0, ha="right", va="center")
     for axis, values, name, unit in zip(axes[2:], sensors, data.names, data.units):

@@ -3,7 +3,6 @@
 import os
 import pathlib
 from dataclasses import dataclass
-
 from typing import Any
 
 import jax
@@ -81,32 +80,22 @@ BIJECTORS = {
     "masked-1d": autoregressive(MAF, 1, hidden=(3,)),
     "masked-1d-context": autoregressive(MAF, 1, hidden=(3,), context=2),
     "inverse-affine": autoregressive(IAF, 4, hidden=(7,)),
-    "inverse-spline-context": autoregressive(
-        IAF, 3, hidden=(6,), context=2, scalar=SCALARS["spline"]
-    ),
-    "inverse-of-masked": Case(
-        lambda key: nm.Inverse(MAF.init(key, 4, hidden=(7,))), 4, order=(0, 1, 2, 3)
-    ),
+    "inverse-spline-context": autoregressive(IAF, 3, hidden=(6,), context=2, scalar=SCALARS["spline"]),
+    "inverse-of-masked": Case(lambda key: nm.Inverse(MAF.init(key, 4, hidden=(7,))), 4, order=(0, 1, 2, 3)),
     "elementwise": Case(lambda key: nm.Elementwise.init(key, 3), 3),
     "elementwise-context": Case(
-        lambda key: nm.Elementwise.init(
-            key, 3, context=2, hidden=(4,), scalar=SCALARS["spline"]
-        ),
+        lambda key: nm.Elementwise.init(key, 3, context=2, hidden=(4,), scalar=SCALARS["spline"]),
         3,
         2,
     ),
     "permute": Case(lambda key: nm.Permute((2, 0, 3, 1)), 4),
-    "standardize": Case(
-        lambda key: nm.Standardize(jnp.array([1.0, -2.0]), jnp.array([0.5, 3.0])), 2
-    ),
+    "standardize": Case(lambda key: nm.Standardize(jnp.array([1.0, -2.0]), jnp.array([0.5, 3.0])), 2),
 }
 
 
 def flow(builder, features, **options):
     options = {"transforms": 2, "hidden": (8,), **options}
-    return Case(
-        lambda key: builder(key, features, **options), features, options.get("context", 0)
-    )
+    return Case(lambda key: builder(key, features, **options), features, options.get("context", 0))
 
 
 bounded = dist.Uniform(-1.0, 1.0).expand([2]).to_event(1)

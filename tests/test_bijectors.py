@@ -389,9 +389,7 @@ def products(function, *args):
     return count(jax.make_jaxpr(function)(*args).jaxpr)
 
 
-@pytest.mark.parametrize(
-    "builder, method", [(nm.maf, "score"), (nm.nsf, "score"), (nm.iaf, "sample")]
-)
+@pytest.mark.parametrize("builder, method", [(nm.maf, "score"), (nm.nsf, "score"), (nm.iaf, "sample")])
 @pytest.mark.parametrize("context", [0, 2])
 def test_the_parallel_direction_is_one_network_pass(builder, method, context):
     hidden, transforms = (9, 8), 3

@@ -158,12 +158,8 @@ def test_sensors_respond_to_activities(flat):
     assert mean["cooking"]["motion"] > 3 * mean["watching television"]["motion"]
     assert mean["away"]["motion"] == 0 < mean["sleeping"]["motion"] < 0.1
     assert mean["cooking"]["power"] > mean["washing up"]["power"] > 2 * mean["working"]["power"]
-    assert min(mean["cooking"]["humidity"], mean["washing up"]["humidity"]) > (
-        mean["away"]["humidity"] + 2
-    )
-    assert (
-        mean["working"]["light"] > mean["watching television"]["light"] > mean["sleeping"]["light"]
-    )
+    assert min(mean["cooking"]["humidity"], mean["washing up"]["humidity"]) > (mean["away"]["humidity"] + 2)
+    assert mean["working"]["light"] > mean["watching television"]["light"] > mean["sleeping"]["light"]
 
 
 def test_cooking_and_washing_up_overlap_but_differ():
@@ -221,13 +217,9 @@ def test_rows_by_mask_numbers_and_slice_agree(flat):
 
 def test_shapes_that_disagree_are_refused(flat):
     with pytest.raises(ValueError, match="shapes"):
-        SensorData(
-            flat.time[:-1], flat.values, flat.names, flat.units, flat.activity, flat.activities
-        )
+        SensorData(flat.time[:-1], flat.values, flat.names, flat.units, flat.activity, flat.activities)
     with pytest.raises(ValueError, match="shapes"):
-        SensorData(
-            flat.time, flat.values, flat.names, flat.units[:-1], flat.activity, flat.activities
-        )
+        SensorData(flat.time, flat.values, flat.names, flat.units[:-1], flat.activity, flat.activities)
 
 
 # Occupancy files.
@@ -241,9 +233,7 @@ def test_loader_reads_rows_with_quoted_and_bare_dates(folder):
         train.time.tolist()
         == np.array(["2015-02-04T17:51", "2015-02-04T17:51:59"], dtype="datetime64[s]").tolist()
     )
-    np.testing.assert_array_equal(
-        train.values[1], [23.15, 27.2675, 429.5, 714, 0.00478344094931065]
-    )
+    np.testing.assert_array_equal(train.values[1], [23.15, 27.2675, 429.5, 714, 0.00478344094931065])
     assert train.names == ("temperature", "humidity", "light", "co2", "humidity_ratio")
     assert train.activity.tolist() == [1, 0] and train.activities == ("vacant", "occupied")
     assert data["datatest2"].time[0] == np.datetime64("2015-02-11T14:48:00")

@@ -14,9 +14,7 @@ import numpyro_maf as nm
 from numpyro_maf.fit import train
 
 quick = partial(nm.fit, progress=False, max_epochs=3)
-TRUTH = dist.MultivariateNormal(
-    jnp.array([1.0, -2.0]), covariance_matrix=jnp.array([[1.0, 0.8], [0.8, 1.5]])
-)
+TRUTH = dist.MultivariateNormal(jnp.array([1.0, -2.0]), covariance_matrix=jnp.array([[1.0, 0.8], [0.8, 1.5]]))
 ROWS = np.asarray(TRUTH.sample(jax.random.key(0), (300,)))
 
 
@@ -99,9 +97,7 @@ def test_rows_of_no_weight_have_no_influence():
         x[gone], c[gone] = junk, -junk
         flow = small(context=1)
         results.append(
-            quick(
-                jax.random.key(0), flow, x, c, weights=weights, validation=held_out, batch_size=32
-            )
+            quick(jax.random.key(0), flow, x, c, weights=weights, validation=held_out, batch_size=32)
         )
     assert_same(*results)
 
@@ -125,9 +121,7 @@ def test_the_validation_loss_is_that_of_all_validation_rows_by_weight():
     x = np.asarray(TRUTH.sample(jax.random.key(5), (2600,)))  # more than one batch of validation
     held_out = np.arange(2600) % 2 == 0
     weights = rng.uniform(0, 2, 2600)
-    result = quick(
-        0, small(), x, weights=weights, validation=held_out, max_epochs=1, batch_size=100
-    )
+    result = quick(0, small(), x, weights=weights, validation=held_out, max_epochs=1, batch_size=100)
     log_prob = np.asarray(jax.jit(result.flow().log_prob)(x[held_out]), float)
     expected = -np.average(log_prob, weights=weights[held_out])
     np.testing.assert_allclose(result.validation_loss, [expected], rtol=1e-5)
@@ -160,19 +154,15 @@ def train_mean(x, held_out=None, weights=None, **options):
     weights = np.ones(n) if weights is None else weights
     held_out = np.zeros(n, bool) if held_out is None else held_out
     params = {"mean": jnp.array(0.0)}
-    return train(
-        jax.random.key(0), mean_loss, params, [x], weights=weights, held_out=held_out, **options
-    )
+    return train(jax.random.key(0), mean_loss, params, [x], weights=weights, held_out=held_out, **options)
 
 
 def test_the_last_partial_batch_is_used():
-    """Seven rows by three: the row alone in the last batch is different each epoch, and none is lost."""
+    """Seven rows by three: another row is alone in the last batch each epoch, and none is lost."""
     x = np.zeros(7)
     x[3] = 1.0
     for epochs in (1, 2, 5):
-        best, losses, _, _ = train_mean(
-            x, batch_size=3, max_epochs=epochs, optimizer=optax.sgd(0.0)
-        )
+        best, losses, _, _ = train_mean(x, batch_size=3, max_epochs=epochs, optimizer=optax.sgd(0.0))
         np.testing.assert_allclose(losses, np.full(epochs, 1 / 7), rtol=1e-6)
     moved, *_ = train_mean(np.arange(7.0), batch_size=3, max_epochs=300, patience=300)
     np.testing.assert_allclose(moved["mean"], 3.0, atol=0.5)
@@ -264,9 +254,7 @@ def test_losses_that_stop_being_finite_name_step_and_leaf():
         lambda params: (),
         lambda g, s, p=None: (jax.tree.map(lambda a: -0.1 * jnp.ones_like(a), g), s),
     )
-    with pytest.raises(
-        FloatingPointError, match=r"nan at step 3, .* in \['bad'\] \(1 of 2 leaves\)"
-    ):
+    with pytest.raises(FloatingPointError, match=r"nan at step 3, .* in \['bad'\] \(1 of 2 leaves\)"):
         train(jax.random.key(0), loss, params, [np.ones(6)], optimizer=step, **options)
 
 
@@ -335,7 +323,7 @@ def test_a_constant_column_keeps_scale_one(value):
     assert np.isfinite(result.train_loss).all()
 
 
-# The loop ------------------------------------------------------------------------------------------
+# The loop --------------------------------------------------------------------------------
 
 
 def test_equal_structures_compile_once(monkeypatch):

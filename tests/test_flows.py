@@ -203,9 +203,7 @@ def test_gradients_reach_weights_and_context(case):
     @jax.jit
     def gradients(flow, context):
         by_density = jax.grad(lambda f, c: f(c).log_prob(y).sum(), (0, 1))(flow, context)
-        by_draws = jax.grad(lambda f, c: f(c).sample(jax.random.key(0)).sum(), (0, 1))(
-            flow, context
-        )
+        by_draws = jax.grad(lambda f, c: f(c).sample(jax.random.key(0)).sum(), (0, 1))(flow, context)
         return by_density, by_draws
 
     for of_flow, of_context in gradients(case(), context):
@@ -225,9 +223,7 @@ def test_equal_structures_share_one_trace(case):
         d = flow() if context is None else flow(context)
         return d.log_prob(y), d.sample(key)
 
-    results = [
-        run(case(seed), context_of(case), events(case), jax.random.key(seed)) for seed in range(3)
-    ]
+    results = [run(case(seed), context_of(case), events(case), jax.random.key(seed)) for seed in range(3)]
     assert len(traces) == 1
     assert len({float(log_prob) for log_prob, _ in results}) == 3 or case is FLOWS["nice"]
 
@@ -267,9 +263,7 @@ def test_save_and_load_keep_double_precision(tmp_path):
 
 
 def test_fixed_scalings_are_in_the_file(tmp_path):
-    scaled = replace(
-        FLOWS["maf"](), event_scale=nm.Standardize(jnp.array([1.0, 2.0]), jnp.array([3.0, 4.0]))
-    )
+    scaled = replace(FLOWS["maf"](), event_scale=nm.Standardize(jnp.array([1.0, 2.0]), jnp.array([3.0, 4.0])))
     nm.save(tmp_path / "flow", scaled)
     loaded = nm.load(tmp_path / "flow")
     np.testing.assert_array_equal(loaded.event_scale.loc, [1, 2])
@@ -506,9 +500,7 @@ def test_the_image_of_a_bounded_base():
 
 def test_nuts_starts_and_stays_in_the_image():
     d = tame(FLOWS["maf-bounded"])
-    mcmc = MCMC(
-        NUTS(lambda: numpyro.sample("y", d)), num_warmup=300, num_samples=700, progress_bar=False
-    )
+    mcmc = MCMC(NUTS(lambda: numpyro.sample("y", d)), num_warmup=300, num_samples=700, progress_bar=False)
     mcmc.run(jax.random.key(0))
     y = np.asarray(mcmc.get_samples()["y"], float)
     assert d.support(y).all()

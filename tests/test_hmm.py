@@ -75,9 +75,7 @@ def joint(initial, transition, log_density, observed=None, lib=np):
     steps = np.arange(paths.shape[1])
     if transition.ndim == 2:
         transition = transition[None]
-    moves = lib.broadcast_to(
-        transition, (*transition.shape[:-3], len(steps) - 1, *transition.shape[-2:])
-    )
+    moves = lib.broadcast_to(transition, (*transition.shape[:-3], len(steps) - 1, *transition.shape[-2:]))
     table = log_density if observed is None else lib.where(observed[..., None], log_density, 0)
     with np.errstate(divide="ignore"):
         return (

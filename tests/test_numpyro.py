@@ -82,9 +82,7 @@ def test_svi_with_a_flow_as_guide_recovers_a_correlated_posterior():
 
     svi = SVI(model, guide, Adam(lambda step: 1e-2 * 0.998**step), Trace_ELBO(num_particles=16))
     result = svi.run(jax.random.key(0), 2000, progress_bar=False)
-    evidence = dist.MultivariateNormal(
-        jnp.zeros(3), design @ design.T + 0.25 * jnp.eye(3)
-    ).log_prob(y)
+    evidence = dist.MultivariateNormal(jnp.zeros(3), design @ design.T + 0.25 * jnp.eye(3)).log_prob(y)
     elbo = -Trace_ELBO(num_particles=4000).loss(jax.random.key(1), result.params, model, guide)
     assert evidence - 0.02 < elbo < evidence + 0.02
     draws = Predictive(guide, params=result.params, num_samples=4000)(jax.random.key(2))["z"]

@@ -186,16 +186,12 @@ def test_splines_pass_through_their_knots(name, x64):
     shift = np.log(np.expm1(1 - spline.min_slope))
     slopes = spline.min_slope + np.logaddexp(0, params[2 * k :] + shift)
     repeated = np.repeat(params[:, None], k - 1, 1)
-    np.testing.assert_allclose(
-        spline.forward(repeated, x), (y, np.log(slopes)), rtol=1e-7, atol=1e-8
-    )
+    np.testing.assert_allclose(spline.forward(repeated, x), (y, np.log(slopes)), rtol=1e-7, atol=1e-8)
     back = spline.inverse(repeated, y)
     np.testing.assert_allclose(back, (x, -np.log(slopes)), rtol=1e-7, atol=1e-8)
     # The derivative of the log-slope by the slope's own parameter, where both bins meet.
     slope_by = jax.jacfwd(lambda p: spline.forward(p[:, None], x[:1])[1][0])(params)[2 * k]
-    np.testing.assert_allclose(
-        slope_by, expit(params[2 * k] + shift) / slopes[0], rtol=1e-5
-    )
+    np.testing.assert_allclose(slope_by, expit(params[2 * k] + shift) / slopes[0], rtol=1e-5)
 
 
 @each_spline

@@ -30,6 +30,7 @@ import argparse
 import json
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -162,8 +163,9 @@ def activity_chain(pace, temper, doubt, schedule, log_density) -> nm.HMM:
     :param schedule: ``(..., T, K)`` probabilities.
     :param log_density: ``(..., T, K)``.
     """
-    pace, temper, doubt = jnp.asarray(pace)[..., None, :, None], *(
-        jnp.asarray(a)[..., None, None] for a in (temper, doubt)
+    pace, temper, doubt = (
+        jnp.asarray(pace)[..., None, :, None],
+        *(jnp.asarray(a)[..., None, None] for a in (temper, doubt)),
     )
     transition = (1 - pace) * jnp.eye(pace.shape[-2]) + pace * schedule[..., 1:, None, :]
     anybody = jax.nn.logsumexp(log_density + jnp.log(schedule), -1, keepdims=True)
@@ -297,9 +299,7 @@ class Home:
 
     def posterior(self, x, basis) -> nm.HMM:
         """The chain given the features: its marginals, most probable path and samples."""
-        return activity_chain(
-            **self.chain, schedule=self.schedule(basis), log_density=self.table(x, basis)
-        )
+        return activity_chain(**self.chain, schedule=self.schedule(basis), log_density=self.table(x, basis))
 
     def log_density(self, x, basis):
         """``(T,)``: log p(features | time) of each minute by itself."""
@@ -368,9 +368,7 @@ def learn(key, data: SensorData, settings: Settings, progress: bool = True) -> d
     for i, (name, emission) in enumerate(emissions.items()):
         chain = {site: value[i, best[i]] for site, value in sites.items()}
         posterior = activity_chain(**chain, schedule=schedule, log_density=table[i])
-        homes[name] = Home(
-            weights[groups[-1]], groups[-1], emission, chain, np.asarray(posterior.marginals)
-        )
+        homes[name] = Home(weights[groups[-1]], groups[-1], emission, chain, np.asarray(posterior.marginals))
     return homes
 
 
@@ -425,9 +423,9 @@ def score_all(homes, baselines, data: SensorData) -> dict[str, dict[str, float |
         name: (lambda *a, home=home: home.posterior(*a).marginals, home.log_density)
         for name, home in homes.items()
     } | baselines
-    scores = {}
+    scores: dict[str, dict[str, float | None]] = {}
     for name, (probabilities, log_density) in methods.items():
-        scores[name] = classification_scores(probabilities(x, basis), data.activity)
+        scores[name] = dict(classification_scores(probabilities(x, basis), data.activity))
         density = None if log_density is None else float(np.mean(log_density(x, basis)))
         scores[name]["log_density"] = density
     return scores
@@ -456,10 +454,12 @@ def choose_evening(data: SensorData, marginals) -> np.datetime64:
 
 def save_posterior(path: Path, key, data: SensorData, hmm: nm.HMM, draws: int = 200) -> None:
     """Paths from the posterior with the sensors' readings, as ArviZ netCDF."""
-    import arviz
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # ArviZ 0.23 announces 1.0 on import
+        import arviz
 
     paths = np.asarray(hmm.sample(key, (draws,)), np.int8)[None]
-    groups = {
+    groups: dict[str, Any] = {
         "posterior": {"activity": paths},
         "observed_data": {"sensors": data.values, "true_activity": data.activity},
         "constant_data": {"probability": np.asarray(hmm.marginals)},
@@ -543,9 +543,9 @@ def main(argv=None) -> dict:
         metrics = {}
         slow = ("temperature", "humidity", "co2")
         for name, sensors in {"without_light": slow, "with_light": (*slow, "light")}.items():
-            train, *tests = (files[f].select(sensors) for f in files)
-            tests = dict(zip(list(files)[1:], tests))
-            metrics[name] = case(f"office {name.replace('_', ' ')}", name, train, tests, OCCUPANCY)
+            chosen = {stem: data.select(sensors) for stem, data in files.items()}
+            train = chosen.pop("datatraining")
+            metrics[name] = case(f"office {name.replace('_', ' ')}", name, train, chosen, OCCUPANCY)
     if args.out is not None:
         (args.out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     print(f"\n{time.perf_counter() - began:.0f} s")

@@ -1,0 +1,46 @@
+# Two commands do everything, set-up included: make demo, make test.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+WORKERS ?= 2
+# A second supported interpreter, for make test-all: python3.12, wherever it is.
+PYTHON312 ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.12*/bin/python3) python3.12)
+
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
+export MPLBACKEND = agg
+
+.PHONY: demo test test-all lint docs notebooks benchmark clean
+
+demo: $(VENV)/ready
+	$(BIN)/python -m numpyro_maf.examples.smart_home --out out/smart_home
+
+test: $(VENV)/ready
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+test-all: test
+	$(MAKE) test VENV=.venv312 PYTHON=$(PYTHON312)
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: $(VENV)/ready
+	$(BIN)/sphinx-build -W -q -b html docs build/docs
+
+notebooks: $(VENV)/ready
+	$(BIN)/python notebooks/run.py
+
+benchmark: $(VENV)/ready
+	$(BIN)/pip install -q -e ".[bench]"
+	$(BIN)/python benchmarks/speed.py
+
+$(VENV)/ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf .venv .venv312 .cache build out
