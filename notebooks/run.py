@@ -1,13 +1,50 @@
-"""Execute every notebook here from a fresh kernel and keep the outputs; fail on the first error."""
+"""Execute the notebooks of this folder, warnings being errors; ``--save`` keeps the outputs.
 
-import pathlib
+    python notebooks/run.py            # check that all run
+    python notebooks/run.py --save     # and write their outputs into the files
+"""
+
+import argparse
+import os
 import time
+from pathlib import Path
 
-import nbclient
 import nbformat
+from nbclient import NotebookClient
 
-for path in sorted(pathlib.Path(__file__).parent.glob("*.ipynb")):
-    start = time.perf_counter()
-    notebook = nbformat.read(path, as_version=4)
-    nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": path.parent}}).execute()
-    print(f"{path.name}: {time.perf_counter() - start:.0f} s")
+FOLDER = Path(__file__).parent
+# Without ipywidgets, tqdm warns that progress bars are plain text.
+STRICT = """
+import warnings
+warnings.simplefilter("error")
+warnings.filterwarnings("ignore", message="IProgress not found")
+"""
+RELAX = "warnings.simplefilter('ignore')"  # the kernel's own, at its end
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--save", action="store_true", help="write outputs into the notebooks")
+    arguments = parser.parse_args()
+    paths = [os.fspath(FOLDER.parent.resolve()), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
+    for path in sorted(FOLDER.glob("*.ipynb")):
+        start = time.perf_counter()
+        notebook = nbformat.read(path, as_version=4)
+        notebook.cells.insert(0, nbformat.v4.new_code_cell(STRICT))
+        notebook.cells.append(nbformat.v4.new_code_cell(RELAX))
+        NotebookClient(notebook, timeout=600, kernel_name="python3", record_timing=False).execute()
+        notebook.cells = notebook.cells[1:-1]
+        for i, cell in enumerate((c for c in notebook.cells if c.cell_type == "code"), start=1):
+            cell.execution_count = i
+            for output in cell.outputs:
+                if "execution_count" in output:
+                    output["execution_count"] = i
+        if arguments.save:
+            nbformat.write(notebook, path)
+        print(f"{path.name}: {time.perf_counter() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

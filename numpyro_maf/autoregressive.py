@@ -93,17 +93,13 @@ class Autoregressive(Bijector):
     def _enter(self, x):
         """Events last to ``(D, B)`` in order, weights and offsets, and the way back."""
         name, net = type(self).__name__, self.net
-        check_width(x, net.features, name)
         if net.weights[0].ndim != 2:
             raise ValueError(
                 f"{name} has weights with extra leading axes, {net.weights[0].shape}, as come back from "
                 "vmap or scan. Call it under vmap, or use a FlowDistribution, which keeps count."
             )
-        if (self.context is None) != (net.context == 0):
-            raise ValueError(
-                f"{name} expects a context of width {net.context}, got "
-                f"{'none' if self.context is None else jnp.shape(self.context)}"
-            )
+        check_width(x, net.features, name)
+        _check_context(self.context, net.context, name)
         batch = jnp.broadcast_shapes(jnp.shape(x)[:-1], self.batch_shape)
         size = int(np.prod(batch))
         dtype = jnp.result_type(x, *jax.tree.leaves(net), float if self.context is None else self.context)
@@ -188,10 +184,9 @@ class Elementwise(Bijector):
 
     def _params(self, x):
         check_width(x, self.params.shape[-1], "Elementwise")
+        _check_context(self.context, 0 if self.net is None else self.net.inputs, "Elementwise")
         if self.net is None:
             return self.params.reshape(self.params.shape[0], *(1,) * (x.ndim - 1), -1)
-        if self.context is None:
-            raise ValueError(f"Elementwise expects a context of width {self.net.inputs}, got none")
         more = self.net(self.context)
         more = more.reshape(*more.shape[:-1], *self.params.shape)
         params = jnp.moveaxis(self.params + more, -2, 0)
@@ -209,6 +204,14 @@ class Elementwise(Bijector):
         params = jnp.broadcast_to(self._params(x), (self.scalar.num_params, *x.shape))
         y, log_slopes = function(params, x)
         return y, log_slopes.sum(-1)
+
+
+def _check_context(context, width: int, name: str) -> None:
+    """Raise ValueError unless the context is what a network of that context width expects."""
+    shape = None if context is None else jnp.shape(context)
+    if (shape[-1:] if shape is not None else ()) != ((width,) if width else ()) or (shape == ()):
+        expected = f"a context of width {width}" if width else "no context"
+        raise ValueError(f"{name} expects {expected}, got {'none' if shape is None else f'shape {shape}'}")
 
 
 # One event a column: x is (D, B), params (P, D, B), theta = (Layers, offsets) ---------------------

@@ -184,6 +184,7 @@ class Standardize(Bijector):
 
     :param loc: ``(D,)``, or with leading batch axes.
     :param scale: like ``loc``, positive.
+    :raises ValueError: when the event is of another width.
     """
 
     loc: Any
@@ -194,10 +195,12 @@ class Standardize(Bijector):
         return jnp.broadcast_shapes(jnp.shape(self.loc), jnp.shape(self.scale))[:-1]
 
     def forward_and_log_det(self, x):
+        check_width(x, jnp.shape(self.loc)[-1], "Standardize")
         y = self.loc + self.scale * x
         return y, jnp.broadcast_to(jnp.log(self.scale).sum(-1), y.shape[:-1])
 
     def inverse_and_log_det(self, y):
+        check_width(y, jnp.shape(self.loc)[-1], "Standardize")
         x = (y - self.loc) / self.scale
         return x, jnp.broadcast_to(-jnp.log(self.scale).sum(-1), x.shape[:-1])
 

@@ -84,6 +84,9 @@ def fit(
         raise ValueError(f"weights must be ({n},), not negative and not all 0")
     key, split_key = jax.random.split(jax.random.key(key) if isinstance(key, int) else key)
     held_out = _held_out(split_key, validation, n)
+    for rows, what in [(~held_out, "train on"), (held_out, "validate on")]:
+        if rows.any() and not weights[rows].any():
+            raise ValueError(f"all rows to {what} have weight 0")
     if standardize:
         rows = ~held_out
         flow = replace(flow, event_scale=_scale(x[rows], weights[rows], flow.event_scale))

@@ -428,7 +428,7 @@ def _base_to_spec(base):
             f"a base of type {name} cannot be described; use NumPyro's own distributions, "
             "with .expand and .to_event"
         )
-    arguments = {key: np.asarray(value) for key, value in base.get_args().items()}
+    arguments = {key: np.asarray(value, jnp.result_type(value)) for key, value in base.get_args().items()}
     return {
         "distribution": name,
         "arguments": {k: {"dtype": str(v.dtype), "value": v.tolist()} for k, v in arguments.items()},

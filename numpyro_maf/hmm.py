@@ -64,6 +64,9 @@ class HMM(dist.Distribution):
             raise ValueError(f"transition must end in ({states}, {states}), got {jnp.shape(transition)}")
         if jnp.ndim(transition) == 2:
             transition = jnp.asarray(transition)[None]
+        if transition.shape[-3] == 0 == steps - 1:  # no step at all: any matrix will do
+            lead = transition.shape[:-3]
+            transition = jnp.broadcast_to(jnp.eye(states), (*lead, 1, states, states))
         if transition.shape[-3] not in (1, steps - 1):
             raise ValueError(
                 f"transition must be ({states}, {states}) or (..., S, {states}, {states}) with "

@@ -12,7 +12,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from numpyro_maf.flow import Flow, from_spec
@@ -39,7 +39,11 @@ def load(path: str | os.PathLike) -> Flow:
     :raises ValueError: when the file is not such a file, was written by a later version, its arrays do not
         fit its structure, or it holds float64 and JAX is not set to use it.
     """
-    with safe_open(path, "numpy") as file:
+    try:
+        opened = safe_open(path, "numpy")
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from error
+    with opened as file:
         metadata = file.metadata() or {}
         if _HEADER not in metadata:
             raise ValueError(f"{path} was not written by numpyro_maf.save")

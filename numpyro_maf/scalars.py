@@ -54,6 +54,10 @@ class Affine(Scalar):
 
     bound: float = 5.0
 
+    def __post_init__(self):
+        if self.bound <= 0:
+            raise ValueError(f"Affine needs bound > 0, got {self}")
+
     @property
     def num_params(self) -> int:
         return 2
@@ -104,8 +108,10 @@ class RQSpline(Scalar):
     min_slope: float = 1e-3
 
     def __post_init__(self):
-        if self.bins < 2 or self.bins * self.min_bin >= 1:
-            raise ValueError(f"RQSpline needs 2 or more bins, and bins * min_bin < 1, got {self}")
+        if self.bins < 2 or self.bound <= 0 or not 0 <= self.bins * self.min_bin < 1:
+            raise ValueError(f"RQSpline needs bins >= 2, bound > 0 and 0 <= bins * min_bin < 1, got {self}")
+        if not 0 <= self.min_slope < 1:
+            raise ValueError(f"RQSpline needs 0 <= min_slope < 1, got {self}")
 
     @property
     def num_params(self) -> int:

@@ -188,7 +188,7 @@ def test_distributions_made_by_vmap_over_contexts(case):
 def test_leaves_with_unequal_new_axes_are_refused():
     d = distribution(FLOWS["maf"])
     leaves, structure = jax.tree.flatten(d)
-    odd = jax.tree.unflatten(structure, [leaves[0][None], *leaves[1:]])
+    odd = jax.tree.unflatten(structure, [jnp.asarray(leaves[0])[None], *leaves[1:]])
     with pytest.raises(ValueError, match="differ in the axes they gained.*map over all"):
         odd.log_prob(jnp.zeros(2))
 

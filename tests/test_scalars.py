@@ -244,7 +244,7 @@ def test_unknown_specs_are_refused(spec):
 @pytest.mark.parametrize(
     "kind, options, message",
     [
-        (nm.RQSpline, dict(bins=1), "2 or more bins.*bins=1"),
+        (nm.RQSpline, dict(bins=1), "bins >= 2.*bins=1"),
         (nm.RQSpline, dict(bins=10, min_bin=0.1), "bins \\* min_bin < 1.*min_bin=0.1"),
         (nm.RQSpline, dict(min_bin=-0.1), "min_bin=-0.1"),
         (nm.RQSpline, dict(bound=0.0), "bound=0.0"),
