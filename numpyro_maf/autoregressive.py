@@ -220,20 +220,20 @@ def _check_context(context, width: int, name: str) -> None:
 def _network(activation, theta, x):
     """The rows before each activation, and the parameters that the network makes of ``x``."""
     layers, offsets = theta
-    weights = (layers.first[:, 0], *layers.hidden)
+    *hidden, last = offsets
     before, h = [], x
-    for weight, offset in zip(weights, offsets):
-        before.append(weight @ h + offset)
+    for layer, offset in enumerate(hidden):
+        before.append(layers.product(layer, h) + offset)
         h = ACTIVATIONS[activation](before[-1])
-    return before, jnp.tensordot(layers.last, h, 1) + offsets[-1]
+    return before, layers.product(len(hidden), h) + last
 
 
 def _linear_network(layers, gains, dx):
     """The network's linearisation: ``gains`` are the activations' slopes."""
     h = dx
-    for weight, gain in zip((layers.first[:, 0], *layers.hidden), gains):
-        h = gain * (weight @ h)
-    return jnp.tensordot(layers.last, h, 1)
+    for layer, gain in enumerate(gains):
+        h = gain * layers.product(layer, h)
+    return layers.product(len(gains), h)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))

@@ -67,6 +67,8 @@ def fit(
     :raises ValueError: for shapes that do not fit, and data or weights that are not finite.
     :raises FloatingPointError: when the loss stops being finite; the message names step and leaf.
     """
+    if not isinstance(flow, Flow):
+        raise TypeError(f"fit takes a Flow from a builder, got {type(flow).__name__}")
     x = _finite("x", x, 2)
     check_width(x, flow.features, "fit: x")
     n = len(x)

@@ -34,6 +34,7 @@ from numpyro_maf.autoregressive import (
     MaskedAutoregressive,
 )
 from numpyro_maf.bijectors import Bijector, Standardize, check_order, static
+from numpyro_maf.nets import check_hidden
 from numpyro_maf.scalars import Affine, RQSpline, Scalar, scalar_from_spec
 
 __all__ = ["BUILDERS", "Flow", "FlowDistribution", "elementwise", "iaf", "maf", "nsf"]
@@ -66,6 +67,7 @@ class FlowDistribution(dist.TransformedDistribution):
         return dist.TransformedDistribution.support.__get__(self)
 
     def log_prob(self, value, intermediates=None):
+        """``(..., D) -> (...)``: one pass of each bijector; none with ``sample_with_intermediates``'s."""
         if self._stacked:
             return self._stacked_log_prob(value)
         if intermediates is not None:
@@ -90,6 +92,7 @@ class FlowDistribution(dist.TransformedDistribution):
         return log_prob + sum_rightmost(base, event_dim - self.base_dist.event_dim)
 
     def sample(self, key, sample_shape=()):
+        """``sample_shape + batch_shape + (D,)`` draws."""
         if self._stacked:
             return self._stacked_sample(key, sample_shape)
         return super().sample(key, sample_shape)
@@ -283,16 +286,19 @@ def _build(
     for name, value, least in [
         ("features", features, 1), ("context", context, 0), ("transforms", transforms, 1)
     ]:  # fmt: skip
-        if int(value) != value or value < least:
+        if not isinstance(value, (int, np.integer)) or value < least:
             raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
     if not isinstance(scalar, Scalar):
         raise TypeError(f"scalar must be a Scalar such as Affine(), got {scalar!r}")
+    if base is not None and not isinstance(base, dist.Distribution):
+        raise TypeError(f"base must be a NumPyro distribution or None, got {base!r}")
     if base is not None and (base.batch_shape, base.event_shape) != ((), (features,)):
         raise ValueError(
             f"base must have batch shape () and event shape ({features},), got {base.batch_shape} and "
             f"{base.event_shape}; scalar distributions need .expand([{features}]).to_event(1)"
         )
-    options: dict[str, Any] = dict(context=context, hidden=tuple(hidden), scalar=scalar)
+    hidden = check_hidden(hidden, activation)
+    options: dict[str, Any] = dict(context=context, hidden=hidden, scalar=scalar)
     options["activation"] = activation
     orders: Any = [{}] * transforms
     if scheme is not Elementwise:
@@ -400,6 +406,8 @@ BUILDERS: dict[str, Callable[..., Flow]] = {f.__name__: f for f in (maf, iaf, ns
 def from_spec(spec: dict[str, Any], key=None) -> Flow:
     """A flow of the structure that :attr:`Flow.spec` describes, with fresh weights.
 
+    :param spec: as :attr:`Flow.spec` gives it, or as it comes back from JSON.
+    :param key: for the weights; None for a fixed one.
     :raises ValueError: for a builder that is none of :data:`BUILDERS`.
     """
     options = dict(spec)

@@ -54,6 +54,8 @@ class HMM(dist.Distribution):
     }
 
     def __init__(self, initial, transition, log_density, observed=None, *, validate_args=None):
+        initial, transition = jnp.asarray(initial), jnp.asarray(transition)
+        log_density = jnp.asarray(log_density)
         steps_states = jnp.shape(log_density)[-2:]
         if len(steps_states) != 2 or steps_states[0] < 1:
             raise ValueError(f"log_density must be (..., T, K) with T >= 1, got {jnp.shape(log_density)}")
@@ -72,8 +74,7 @@ class HMM(dist.Distribution):
                 f"transition must be ({states}, {states}) or (..., S, {states}, {states}) with "
                 f"S = {steps - 1} or 1, got {transition.shape}"
             )
-        if observed is None:
-            observed = jnp.ones(steps, bool)
+        observed = jnp.ones(steps, bool) if observed is None else jnp.asarray(observed, bool)
         if jnp.shape(observed)[-1:] != (steps,):
             raise ValueError(f"observed must be (..., {steps}), got {jnp.shape(observed)}")
         self.initial, self.transition = initial, transition
@@ -102,6 +103,8 @@ class HMM(dist.Distribution):
 
     @validate_sample
     def _known(self, value):
+        if jnp.shape(value)[-1:] != self.event_shape:
+            raise ValueError(f"a path must be (..., {self.event_shape[0]}), got {jnp.shape(value)}")
         value = jnp.asarray(value)[..., None]
         known = (value < 0) | (value == jnp.arange(self._states))
         return self._evidence(jnp.where(known, self._table(), -jnp.inf))

@@ -28,6 +28,8 @@ def save(path: str | os.PathLike, flow: Flow) -> None:
 
     :raises TypeError: for a base distribution that cannot be described as JSON.
     """
+    if not isinstance(flow, Flow):
+        raise TypeError(f"save takes a Flow, got {type(flow).__name__}")
     header = json.dumps({"version": _VERSION, "spec": flow.spec}, sort_keys=True)
     arrays = {name: np.ascontiguousarray(leaf) for name, leaf in _named(flow)[0].items()}
     save_file(arrays, path, metadata={_HEADER: header})

@@ -64,7 +64,7 @@ def _template(flow):
     """A flow for its structure and fixed parts, and the initialiser of its weights."""
     if isinstance(flow, Flow):
         return flow, lambda key: flow.bijectors
-    if not callable(flow):
+    if not callable(flow) or isinstance(flow, dist.Distribution):
         raise TypeError(f"expected a Flow or a function key -> Flow, got {type(flow).__name__}")
     # A builder's fixed parts do not depend on the key; compilation drops the weights made here.
     return flow(jax.random.key(0)), lambda key: flow(key).bijectors

@@ -512,3 +512,18 @@ def test_any_builder_takes_the_same_arguments():
     for builder in BUILDERS.values():
         made = flow(builder, 3, context=2, transforms=1, hidden=(4,))()
         assert (made.features, made.context, len(made.bijectors)) == (3, 2, 1)
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: nm.maf(jax.random.key(0), 2, hidden=8), "hidden must be a tuple"),
+        (lambda: nm.maf(jax.random.key(0), 2, base="normal"), "base must be a NumPyro distribution"),
+        (lambda: nm.fit(0, distribution(FLOWS["maf"]), np.zeros((3, 2))), "fit takes a Flow"),
+        (lambda: nm.save("unused", distribution(FLOWS["maf"])), "save takes a Flow"),
+        (lambda: nm.flow_module("f", distribution(FLOWS["maf"])), "expected a Flow or a function"),
+    ],
+)
+def test_arguments_of_another_kind_are_named(call, message):
+    with pytest.raises(TypeError, match=message):
+        call()
