@@ -34,6 +34,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -527,6 +528,9 @@ def main(argv=None) -> dict:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     args = parser.parse_args(argv)
+    missing = [name for name in ("matplotlib", "sklearn", "h5netcdf") if find_spec(name) is None]
+    if missing:
+        raise SystemExit(f"the example needs {', '.join(missing)}: pip install 'numpyro_maf[examples]'")
     began = time.perf_counter()
     picture = Path() if args.out is None else args.out
     picture.mkdir(parents=True, exist_ok=True)
