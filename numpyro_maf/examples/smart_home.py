@@ -528,7 +528,7 @@ def main(argv=None) -> dict:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     args = parser.parse_args(argv)
-    missing = [name for name in ("matplotlib", "sklearn", "h5netcdf") if find_spec(name) is None]
+    missing = [name for name in ("matplotlib", "sklearn", "h5netcdf", "h5py") if find_spec(name) is None]
     if missing:
         raise SystemExit(f"the example needs {', '.join(missing)}: pip install 'numpyro_maf[examples]'")
     began = time.perf_counter()
