@@ -497,7 +497,7 @@ def run_case(title, name, train, tests, settings, seed, evening, out, picture, p
     homes = learn(key, train, settings, progress)
     baselines = linear_baselines(features_of(train), time_basis(train), train.activity)
     flow, metrics = homes["flow"], {}
-    chain = {site: np.round(np.asarray(value), 3).tolist() for site, value in flow.chain.items()}
+    chain = {site: np.round(np.asarray(value, float), 3).tolist() for site, value in flow.chain.items()}
     print(f"chain learned on held-out days: {chain}")
     for test, data in tests.items():
         metrics[test] = score_all(homes, baselines, data)
@@ -517,6 +517,7 @@ def run_case(title, name, train, tests, settings, seed, evening, out, picture, p
 
 
 def main(argv=None) -> dict:
+    """The command line; the metrics as they go to ``metrics.json``."""
     parser = argparse.ArgumentParser(
         prog="python -m numpyro_maf.examples.smart_home",
         description="What is a person at home doing? A hidden Markov chain with flow emissions.",
