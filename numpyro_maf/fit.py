@@ -162,13 +162,12 @@ def train(
         for epoch in bar:
             key, epoch_key = jax.random.split(key)
             batches = _batches(jax.random.permutation(epoch_key, jnp.asarray(rows)), batch_size)
-            start = params
             params, state, losses, mean = _epoch(
                 params, state, fixed, data, weights, batches, loss=loss, optimizer=optimizer
             )
             if not np.isfinite(losses).all():
                 step = int(np.argmin(np.isfinite(losses)))
-                _report(loss, params, fixed, data, batches[step], epoch * len(batches) + step, start)
+                _report(loss, params, fixed, data, batches[step], epoch * len(batches) + step)
             train_loss.append(float(mean))
             if len(valid):
                 validation_loss.append(
@@ -244,7 +243,7 @@ def _mean(params, fixed, data, weights, batches, *, loss):
     return jnp.sum(values * totals) / totals.sum()
 
 
-def _report(loss, params, fixed, data, batch, step, start):
+def _report(loss, params, fixed, data, batch, step):
     """Raise with the first leaf whose gradient is not finite at the step that failed."""
     batch = batch[batch >= 0]
 

@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -30,7 +30,6 @@ class Case:
     features: int
     context: int = 0
     order: tuple[int, ...] | None = None  # of autoregressive bijectors
-    smooth: bool = True
 
     def __call__(self, seed=0):
         """With weights far enough from the identity for a law to bite."""
@@ -40,8 +39,6 @@ class Case:
 def shaken(tree, seed, size=0.3):
     """Every leaf plus noise, but positive scales and fixed parts stay as they are."""
     if isinstance(tree, nm.Flow):
-        from dataclasses import replace
-
         return replace(tree, bijectors=shaken(tree.bijectors, seed, size))
     if isinstance(tree, nm.Standardize):
         return tree

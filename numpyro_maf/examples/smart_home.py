@@ -20,8 +20,9 @@ features are spread in each activity:
 - *pace* r, how often one thinks again; and *temper* b. Minutes near each other repeat each other's news, and
   a chain that multiplies them as if they were independent is sure of itself and wrong. Both are learned from
   days that the emission has not seen, by how well the smoothed posterior predicts each of their minutes.
+- *doubt*, learned with them: the chance that a minute's sensors say nothing about the activity.
 
-Schedule, pace, temper and the flows' weights are sites of NumPyro models, learned by SVI.
+Schedule, pace, temper, doubt and the flows' weights are sites of NumPyro models, learned by SVI.
 """
 
 from __future__ import annotations
