@@ -22,11 +22,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import GetAttrKey, register_pytree_with_keys
+from jax.scipy.linalg import solve_triangular
+from jax.scipy.special import ndtr, ndtri
+from jax.scipy.stats import norm
 from numpyro.distributions import constraints
 from numpyro.distributions.transforms import Transform
 from numpyro.distributions.util import array_equiv
 
-__all__ = ["Bijector", "Inverse", "Permute", "Standardize"]
+__all__ = [
+    "ActNorm", "Bijector", "Chain", "Inverse", "Logit", "LULinear", "Part", "Permute", "Probit", "Standardize",
+]  # fmt: skip
+
+# Supports of events by the support of their numbers: singletons, as NumPyro compares them by identity.
+EVENTS: dict[str, Any] = {
+    "real": constraints.real_vector,
+    "unit": constraints.independent(constraints.unit_interval, 1),
+    "circle": constraints.independent(constraints.circular, 1),
+}
 
 
 def static(**kwargs) -> Any:
@@ -41,9 +53,8 @@ class Bijector(Transform):
     which of the two is one network pass; NumPyro's ``log_abs_det_jacobian(x, y)`` uses that one.
     """
 
-    # Both constraints are singletons: NumPyro compares them by identity.
-    domain: Any = constraints.real_vector
-    codomain: Any = constraints.real_vector
+    domain: Any = EVENTS["real"]
+    codomain: Any = EVENTS["real"]
     parallel: Any = "forward"
 
     def __init_subclass__(cls, **kwargs):
@@ -63,6 +74,24 @@ class Bijector(Transform):
     def inverse_and_log_det(self, y):
         """``(..., D) -> (..., D), (...)``: the preimage and ``log |det dx/dy|``."""
         raise NotImplementedError
+
+    # What flows ask for ---------------------------------------------------------------------------
+
+    def bind(self, context) -> Bijector:
+        """The same bijector given a context ``(..., C)``: itself, unless it has a use for one."""
+        return self
+
+    def randomized(self, key) -> Bijector:
+        """The same bijector with its random choices, if it makes any in training, made anew."""
+        return self
+
+    def initialized(self, y, context=None) -> Bijector:
+        """The same bijector with data-dependent parameters set from outputs ``(N, D)``."""
+        return self
+
+    def inputs_of(self, known: frozenset[int]) -> frozenset[int] | None:
+        """The inputs that these outputs determine, and are determined by, alone; None where others matter."""
+        return None
 
     # What NumPyro asks for, from these -------------------------------------------------------
 
@@ -149,11 +178,142 @@ class Inverse(Bijector):
     def batch_shape(self):
         return self.bijector.batch_shape
 
+    @property
+    def domain(self):
+        return self.bijector.codomain
+
+    @property
+    def codomain(self):
+        return self.bijector.domain
+
+    def bind(self, context):
+        return Inverse(self.bijector.bind(context))
+
+    def randomized(self, key):
+        return Inverse(self.bijector.randomized(key))
+
+    def inputs_of(self, known):
+        # Triangular maps have triangular inverses; permutations know their own.
+        if isinstance(self.bijector, Permute):
+            return Permute(tuple(np.argsort(self.bijector.order))).inputs_of(known)
+        return self.bijector.inputs_of(known)
+
     def forward_and_log_det(self, x):
         return self.bijector.inverse_and_log_det(x)
 
     def inverse_and_log_det(self, y):
         return self.bijector.forward_and_log_det(y)
+
+
+@dataclass(frozen=True, eq=False)
+class Chain(Bijector):
+    """Bijectors one after the other.
+
+    :param bijectors: a tuple, in the order in which ``forward_and_log_det`` applies them.
+    """
+
+    bijectors: tuple[Bijector, ...]
+
+    @property
+    def domain(self):
+        return self.bijectors[0].domain
+
+    @property
+    def codomain(self):
+        return self.bijectors[-1].codomain
+
+    @property
+    def parallel(self):  # type: ignore[override]
+        return "inverse" if any(b.parallel == "inverse" for b in self.bijectors) else "forward"
+
+    @property
+    def batch_shape(self):
+        return jnp.broadcast_shapes(*(b.batch_shape for b in self.bijectors))
+
+    def bind(self, context):
+        return Chain(tuple(b.bind(context) for b in self.bijectors))
+
+    def randomized(self, key):
+        keys = jax.random.split(key, len(self.bijectors))
+        return Chain(tuple(b.randomized(k) for b, k in zip(self.bijectors, keys)))
+
+    def initialized(self, y, context=None):
+        done = []
+        for bijector in self.bijectors[::-1]:
+            done.append(bijector.initialized(y, context))
+            y = done[-1].bind(context)._inverse(y)
+        return Chain(tuple(done[::-1]))
+
+    def inputs_of(self, known):
+        for bijector in self.bijectors[::-1]:
+            known = None if known is None else bijector.inputs_of(known)
+        return known
+
+    def forward_and_log_det(self, x):
+        total = zeros_of(x)
+        for bijector in self.bijectors:
+            x, log_det = bijector.forward_and_log_det(x)
+            total = total + log_det
+        return x, total
+
+    def inverse_and_log_det(self, y):
+        total = zeros_of(y)
+        for bijector in self.bijectors[::-1]:
+            y, log_det = bijector.inverse_and_log_det(y)
+            total = total + log_det
+        return y, total
+
+
+@dataclass(frozen=True, eq=False)
+class Part(Bijector):
+    """A bijector of some of the features; the others pass.
+
+    :param bijector: of events ``len(indices)`` wide.
+    :param indices: the features it is given, in this order.
+    :param features: D, the width of the event.
+    """
+
+    bijector: Bijector
+    indices: tuple[int, ...] = static()
+    features: int = static()
+
+    @property
+    def parallel(self):  # type: ignore[override]
+        return self.bijector.parallel
+
+    @property
+    def batch_shape(self):
+        return self.bijector.batch_shape
+
+    def bind(self, context):
+        return Part(self.bijector.bind(context), self.indices, self.features)
+
+    def randomized(self, key):
+        return Part(self.bijector.randomized(key), self.indices, self.features)
+
+    def initialized(self, y, context=None):
+        part = self.bijector.initialized(y[..., np.array(self.indices)], context)
+        return Part(part, self.indices, self.features)
+
+    def inputs_of(self, known):
+        inner = frozenset(i for i, at in enumerate(self.indices) if at in known)
+        inner = inner if len(inner) in (0, len(self.indices)) else self.bijector.inputs_of(inner)
+        if inner is None:
+            return None
+        return (known - set(self.indices)) | {self.indices[i] for i in inner}
+
+    def forward_and_log_det(self, x):
+        return self._apply(self.bijector.forward_and_log_det, x)
+
+    def inverse_and_log_det(self, y):
+        return self._apply(self.bijector.inverse_and_log_det, y)
+
+    def _apply(self, function, x):
+        check_width(x, self.features, "Part")
+        x = jnp.broadcast_to(x, self.forward_shape(jnp.shape(x)))
+        at = np.array(self.indices)
+        y, log_det = function(x[..., at])
+        return x.astype(y.dtype).at[..., at].set(y), log_det
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,6 +328,9 @@ class Permute(Bijector):
 
     def __post_init__(self):
         object.__setattr__(self, "order", check_order(self.order, len(self.order)))
+
+    def inputs_of(self, known):
+        return frozenset(self.order[i] for i in known)
 
     def forward_and_log_det(self, x):
         check_width(x, len(self.order), "Permute")
@@ -194,6 +357,9 @@ class Standardize(Bijector):
     def batch_shape(self):
         return jnp.broadcast_shapes(jnp.shape(self.loc), jnp.shape(self.scale))[:-1]
 
+    def inputs_of(self, known):
+        return known
+
     def forward_and_log_det(self, x):
         check_width(x, jnp.shape(self.loc)[-1], "Standardize")
         y = self.loc + self.scale * x
@@ -203,6 +369,155 @@ class Standardize(Bijector):
         check_width(y, jnp.shape(self.loc)[-1], "Standardize")
         x = (y - self.loc) / self.scale
         return x, jnp.broadcast_to(-jnp.log(self.scale).sum(-1), x.shape[:-1])
+
+
+@dataclass(frozen=True, eq=False)
+class ActNorm(Bijector):
+    """``y = exp(s) x + t`` for each channel; Glow's normalisation (Kingma & Dhariwal 2018, section 3.1).
+
+    :meth:`initialized` sets it so that given outputs come from inputs with mean 0 and variance 1.
+
+    :param loc: ``(C,)``. Events are ``n * C`` wide, the channel being the fastest index.
+    :param raw_scale: ``(C,)``; ``s = bound tanh(raw_scale / bound)``.
+    :param bound: the largest ``|s|``.
+    """
+
+    loc: Any
+    raw_scale: Any
+    bound: float = static(default=10.0)
+
+    @classmethod
+    def init(cls, channels: int) -> ActNorm:
+        """The identity on events of ``channels`` features, or a multiple."""
+        return cls(jnp.zeros(channels), jnp.zeros(channels))
+
+    def initialized(self, y, context=None):
+        rows = y.reshape(-1, self.loc.shape[-1])
+        log_scale = jnp.log(jnp.maximum(rows.std(0), 1e-6))
+        return ActNorm(rows.mean(0), self.bound * jnp.arctanh(log_scale / self.bound), self.bound)
+
+    def inputs_of(self, known):
+        return known
+
+    @property
+    def _log_scale(self):
+        return self.bound * jnp.tanh(self.raw_scale / self.bound)
+
+    def forward_and_log_det(self, x):
+        rows, count = _channels(x, self.loc.shape[-1], "ActNorm")
+        y = rows * jnp.exp(self._log_scale) + self.loc
+        return y.reshape(jnp.shape(x)), zeros_of(x) + count * self._log_scale.sum()
+
+    def inverse_and_log_det(self, y):
+        rows, count = _channels(y, self.loc.shape[-1], "ActNorm")
+        x = (rows - self.loc) * jnp.exp(-self._log_scale)
+        return x.reshape(jnp.shape(y)), zeros_of(y) - count * self._log_scale.sum()
+
+
+@dataclass(frozen=True, eq=False)
+class LULinear(Bijector):
+    """``L U y = x``: an invertible linear map of the channels, Glow's 1x1 convolution in the vector case.
+
+    Kingma & Dhariwal (2018), eq. 10, without the permutation, which is :class:`Permute`'s. Data to base is a
+    product, base to data two triangular solves.
+
+    :param lower: ``(C, C)``, of which the part below the diagonal counts; the diagonal is 1.
+    :param upper: ``(C, C)``, of which the part above the diagonal counts. Its diagonal ``a`` stands for
+        ``exp(bound tanh(a / bound))``.
+    :param bound: the largest log of a diagonal element.
+    """
+
+    lower: Any
+    upper: Any
+    bound: float = static(default=5.0)
+    parallel = "inverse"
+
+    @classmethod
+    def init(cls, key, channels: int) -> LULinear:
+        """Near the identity, on events of ``channels`` features, or a multiple."""
+        keys = jax.random.split(key)
+        scale = 0.1 / channels**0.5
+        return cls(*(scale * jax.random.normal(k, (channels, channels)) for k in keys))
+
+    def _factors(self):
+        log_diagonal = self.bound * jnp.tanh(jnp.diagonal(self.upper) / self.bound)
+        lower = jnp.tril(self.lower, -1) + jnp.eye(len(self.lower), dtype=self.lower.dtype)
+        return lower, jnp.triu(self.upper, 1) + jnp.diag(jnp.exp(log_diagonal)), log_diagonal.sum()
+
+    def forward_and_log_det(self, x):
+        rows, count = _channels(x, self.lower.shape[-1], "LULinear")
+        lower, upper, log_det = self._factors()
+        columns = rows.reshape(-1, rows.shape[-1]).T.astype(jnp.result_type(x, lower))
+        columns = solve_triangular(lower, columns, lower=True, unit_diagonal=True)
+        y = solve_triangular(upper, columns).T
+        return y.reshape(jnp.shape(x)), zeros_of(x) - count * log_det
+
+    def inverse_and_log_det(self, y):
+        rows, count = _channels(y, self.lower.shape[-1], "LULinear")
+        lower, upper, log_det = self._factors()
+        return (rows @ (lower @ upper).T).reshape(jnp.shape(y)), zeros_of(y) + count * log_det
+
+
+@dataclass(frozen=True, eq=False)
+class Logit(Bijector):
+    """``y = logit(alpha + (1 - 2 alpha) x)``: from the unit box to the reals.
+
+    The preprocessing of pixels in Dinh et al. (2017), section 4.1, and Papamakarios et al. (2017).
+
+    :param alpha: 0, or a little more so that 0 and 1 stay finite.
+    """
+
+    alpha: float = static(default=0.0)
+    domain = EVENTS["unit"]
+
+    def __post_init__(self):
+        if not 0 <= self.alpha < 0.5:
+            raise ValueError(f"Logit needs 0 <= alpha < 0.5, got {self.alpha!r}")
+
+    def inputs_of(self, known):
+        return known
+
+    def forward_and_log_det(self, x):
+        # Open interval: what rounding put on its ends must stay finite.
+        info = jnp.finfo(jnp.result_type(x, float))
+        p = jnp.clip(self.alpha + (1 - 2 * self.alpha) * x, info.tiny, 1 - info.eps / 2)
+        y = jnp.log(p) - jnp.log1p(-p)
+        return y, -self._log_slope(y).sum(-1)
+
+    def inverse_and_log_det(self, y):
+        x = (jax.nn.sigmoid(y) - self.alpha) / (1 - 2 * self.alpha)
+        return x, self._log_slope(y).sum(-1)
+
+    def _log_slope(self, y):
+        """Log dx/dy."""
+        return jax.nn.log_sigmoid(y) + jax.nn.log_sigmoid(-y) - np.log1p(-2 * self.alpha)
+
+
+@dataclass(frozen=True, eq=False)
+class Probit(Bijector):
+    """The standard normal's quantile function: from the unit box to the reals."""
+
+    domain = EVENTS["unit"]
+
+    def inputs_of(self, known):
+        return known
+
+    def forward_and_log_det(self, x):
+        info = jnp.finfo(jnp.result_type(x, float))
+        y = ndtri(jnp.clip(x, info.tiny, 1 - info.eps / 2))
+        return y, -norm.logpdf(y).sum(-1)
+
+    def inverse_and_log_det(self, y):
+        info = jnp.finfo(jnp.result_type(y, float))
+        return jnp.clip(ndtr(y), info.tiny, 1 - info.eps / 2), norm.logpdf(y).sum(-1)
+
+
+def _channels(x, channels: int, name: str):
+    """Events ``(..., n * C)`` as ``(..., n, C)``, and n."""
+    shape = jnp.shape(x)
+    if not shape or shape[-1] % channels or not shape[-1]:
+        raise ValueError(f"{name} expects events with last axis a multiple of {channels}, got {shape}")
+    return jnp.reshape(x, (*shape[:-1], -1, channels)), shape[-1] // channels
 
 
 def zeros_of(x):

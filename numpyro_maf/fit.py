@@ -17,8 +17,9 @@ import optax
 from jax import lax
 from tqdm.auto import tqdm
 
-from numpyro_maf.bijectors import Standardize, check_width
+from numpyro_maf.bijectors import Standardize
 from numpyro_maf.flow import Flow
+from numpyro_maf.made import Made
 
 __all__ = ["FitResult", "fit", "train"]
 
@@ -57,7 +58,7 @@ def fit(
 
     :param key: a ``jax.random`` key, for the split and the order of the rows.
     :param flow: from a builder; its weights are where training starts.
-    :param x: ``(N, D)``.
+    :param x: ``(N, D)``, of images ``(N, H, W, C)``.
     :param context: ``(N, C)``, or None for a flow without context.
     :param weights: ``(N,)``, how much each row counts; None for all the same.
     :param validation: the share of rows held out at random; or ``(N,)`` booleans, True for held out.
@@ -69,9 +70,10 @@ def fit(
     """
     if not isinstance(flow, Flow):
         raise TypeError(f"fit takes a Flow from a builder, got {type(flow).__name__}")
-    x = _finite("x", x, 2)
-    check_width(x, flow.features, "fit: x")
+    x = _finite("x", x, 1 + len(flow.event_shape))
     n = len(x)
+    if x.shape[1:] != flow.event_shape:
+        raise ValueError(f"x must be ({n}, {', '.join(map(str, flow.event_shape))}), got {x.shape}")
     if (context is None) != (flow.context == 0):
         raise ValueError(
             f"the flow takes a context of width {flow.context}, got "
@@ -91,21 +93,26 @@ def fit(
             raise ValueError(f"all rows to {what} have weight 0")
     if standardize:
         rows = ~held_out
-        flow = replace(flow, event_scale=_scale(x[rows], weights[rows], flow.event_scale))
+        if flow.event_scale is not None:
+            inner = x[rows]
+            for transform in flow.outer[::-1]:
+                inner = np.asarray(transform.inv(inner))
+            free = ~_discrete(flow)
+            scale = _scale(np.where(free, inner, 0), weights[rows], flow.event_scale)
+            flow = replace(flow, event_scale=scale)
         if context is not None:
             scale = _scale(context[rows], weights[rows], flow.context_scale)
             flow = replace(flow, context_scale=scale)
-    dtype = jax.tree.leaves(flow.bijectors)[0].dtype
+    dtype = jax.tree.leaves(flow.weights)[0].dtype
     data = [x.astype(dtype)] + ([] if context is None else [context.astype(dtype)])
     best, *history = train(
-        key, _negative_log_prob, flow.bijectors, data, replace(flow, bijectors=None),
-        weights=weights, held_out=held_out, **options,
-    )  # fmt: skip
-    return FitResult(replace(flow, bijectors=best), *history)
+        key, _negative_log_prob, flow.weights, data, flow, weights=weights, held_out=held_out, **options
+    )
+    return FitResult(flow.with_weights(best), *history)
 
 
-def _negative_log_prob(bijectors, flow, x, context=None):
-    return -replace(flow, bijectors=bijectors)(context).log_prob(x)
+def _negative_log_prob(weights, flow, key, x, context=None):
+    return -flow.with_weights(weights).randomized(key)(context).log_prob(x)
 
 
 def train(
@@ -129,7 +136,8 @@ def train(
     Every validation row counts in every validation; without any, the training loss stops the training. An
     epoch is one compiled call; the same loss, structure and shapes compile once in a process.
 
-    :param loss: ``loss(params, fixed, *rows) -> (rows,)``.
+    :param loss: ``loss(params, fixed, key, *rows) -> (rows,)``; the key is new at every step, and the same at
+        every validation, so that random losses compare.
     :param params: pytree of arrays, trained.
     :param data: arrays ``(N, ...)``.
     :param fixed: pytree of arrays, passed through.
@@ -155,6 +163,9 @@ def train(
     data = tuple(jnp.asarray(a) for a in data)
     batch_size = min(batch_size, len(rows))
     chunk = min(max(batch_size, 1024), max(len(valid), 1))
+    key, valid_key = jax.random.split(key)
+    valid_batches = _batches(jnp.asarray(valid), chunk)
+    valid_keys = jax.random.split(valid_key, len(valid_batches))
     state, best = optimizer.init(params), params
     train_loss, validation_loss, best_epoch, best_loss = [], [], -1, np.inf
     bar = tqdm(range(max_epochs), disable=not progress, desc="fit", unit="epoch")
@@ -162,26 +173,18 @@ def train(
         for epoch in bar:
             key, epoch_key = jax.random.split(key)
             batches = _batches(jax.random.permutation(epoch_key, jnp.asarray(rows)), batch_size)
+            keys = jax.random.split(epoch_key, len(batches))
             params, state, losses, mean = _epoch(
-                params, state, fixed, data, weights, batches, loss=loss, optimizer=optimizer
+                params, state, fixed, data, weights, (keys, batches), loss=loss, optimizer=optimizer
             )
             if not np.isfinite(losses).all():
                 step = int(np.argmin(np.isfinite(losses)))
-                _report(loss, params, fixed, data, batches[step], epoch * len(batches) + step)
+                at = keys[step], batches[step]
+                _report(loss, params, fixed, data, at, epoch * len(batches) + step)
             train_loss.append(float(mean))
             if len(valid):
-                validation_loss.append(
-                    float(
-                        _mean(
-                            params,
-                            fixed,
-                            data,
-                            weights,
-                            _batches(jnp.asarray(valid), chunk),
-                            loss=loss,
-                        )
-                    )
-                )
+                value = _mean(params, fixed, data, weights, (valid_keys, valid_batches), loss=loss)
+                validation_loss.append(float(value))
             current = (validation_loss or train_loss)[-1]
             if current < best_loss:
                 best, best_loss, best_epoch = params, current, epoch
@@ -208,9 +211,10 @@ def _batches(rows, size):
 
 
 def _batch_loss(params, loss, fixed, data, weights, batch):
-    """Weighted loss of a batch, and its total weight."""
+    """Weighted loss of a batch, a key and row numbers, and its total weight."""
+    key, batch = batch
     weight = jnp.where(batch < 0, 0, weights[batch])
-    losses = loss(params, fixed, *(a[batch] for a in data))
+    losses = loss(params, fixed, key, *(a[batch] for a in data))
     total = weight.sum()
     # A row that does not count must not spoil the sum either, whatever its loss.
     counted = jnp.where(weight > 0, weight * losses, 0).sum()
@@ -245,10 +249,11 @@ def _mean(params, fixed, data, weights, batches, *, loss):
 
 def _report(loss, params, fixed, data, batch, step):
     """Raise with the first leaf whose gradient is not finite at the step that failed."""
-    batch = batch[batch >= 0]
+    key, rows = batch
+    batch = rows[rows >= 0]
 
     def total(params):
-        return loss(params, fixed, *(a[batch] for a in data)).sum()
+        return loss(params, fixed, key, *(a[batch] for a in data)).sum()
 
     value, gradient = jax.value_and_grad(total)(params)
     leaves, _ = jax.tree_util.tree_flatten_with_path(gradient)
@@ -284,6 +289,13 @@ def _held_out(key, validation, n) -> np.ndarray:
     if mask.all():
         raise ValueError("validation holds out every row, none is left to train on")
     return mask
+
+
+def _discrete(flow) -> np.ndarray:
+    """Which columns keep their units."""
+    if isinstance(flow.base, Made):
+        return np.array([c.is_discrete for c in flow.base.columns])
+    return np.zeros(flow.features, bool)
 
 
 def _scale(rows, weights, like) -> Standardize:

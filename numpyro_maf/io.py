@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from numpyro_maf.flow import Flow, from_spec
+from numpyro_maf.made import Made
 
 __all__ = ["load", "save"]
 
@@ -68,10 +69,22 @@ def load(path: str | os.PathLike) -> Flow:
         if array.dtype == np.float64 and jnp.result_type(float) != np.float64:
             raise ValueError(f"{path} holds float64 weights: enable jax_enable_x64 to load it")
         leaves.append(jnp.asarray(array))
-    return replace(jax.tree.unflatten(structure, leaves), base=template.base)
+    return _with_bases(jax.tree.unflatten(structure, leaves), template)
 
 
 def _named(flow: Flow):
-    """The leaves by path, without the base's, which the spec describes; and their structure."""
-    leaves, structure = jax.tree_util.tree_flatten_with_path(replace(flow, base=None))
+    """The leaves by path, without those of distributions, which the spec describes; and their structure."""
+    leaves, structure = jax.tree_util.tree_flatten_with_path(_without_bases(flow))
     return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}, structure
+
+
+def _without_bases(flow: Flow) -> Flow:
+    if isinstance(flow.base, Flow):
+        return replace(flow, base=_without_bases(flow.base))
+    return flow if isinstance(flow.base, Made) else replace(flow, base=None)
+
+
+def _with_bases(flow: Flow, template: Flow) -> Flow:
+    if isinstance(flow.base, Flow):
+        return replace(flow, base=_with_bases(flow.base, template.base))
+    return flow if isinstance(flow.base, Made) else replace(flow, base=template.base)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -28,13 +27,13 @@ def flow_module(name: str, flow: Flow | Callable[..., Flow]) -> Flow:
     :param flow: a flow, whose weights are the initial values, or a function ``key -> Flow``.
     """
     template, init = _template(flow)
-    return replace(template, bijectors=numpyro.param(f"{name}$params", init))
+    return template.with_weights(numpyro.param(f"{name}$params", init))
 
 
 def random_flow_module(name: str, flow: Flow | Callable[..., Flow], prior) -> Flow:
     """Declare every weight of a flow as a random variable: a Bayesian flow.
 
-    Each array becomes one sample site, named ``name/`` and its path in ``flow.bijectors``, such as
+    Each array becomes one sample site, named ``name/`` and its path in ``flow.weights``, such as
     ``prior/[0].net.weights[1]``.
 
     :param name: prefix of the sites' names.
@@ -44,7 +43,7 @@ def random_flow_module(name: str, flow: Flow | Callable[..., Flow], prior) -> Fl
     :raises ValueError: when a prior's shape does not fit its weights.
     """
     template, _ = _template(flow)
-    leaves, structure = jax.tree_util.tree_flatten_with_path(template.bijectors)
+    leaves, structure = jax.tree_util.tree_flatten_with_path(template.weights)
     weights = []
     for path, leaf in leaves:
         site, shape = jax.tree_util.keystr(path), jnp.shape(leaf)
@@ -57,14 +56,14 @@ def random_flow_module(name: str, flow: Flow | Callable[..., Flow], prior) -> Fl
                 f"{d.batch_shape} and event shape {d.event_shape}"
             )
         weights.append(numpyro.sample(f"{name}/{site}", d))
-    return replace(template, bijectors=jax.tree.unflatten(structure, weights))
+    return template.with_weights(jax.tree.unflatten(structure, weights))
 
 
 def _template(flow):
     """A flow for its structure and fixed parts, and the initialiser of its weights."""
     if isinstance(flow, Flow):
-        return flow, lambda key: flow.bijectors
+        return flow, lambda key: flow.weights
     if not callable(flow) or isinstance(flow, dist.Distribution):
         raise TypeError(f"expected a Flow or a function key -> Flow, got {type(flow).__name__}")
     # A builder's fixed parts do not depend on the key; compilation drops the weights made here.
-    return flow(jax.random.key(0)), lambda key: flow(key).bijectors
+    return flow(jax.random.key(0)), lambda key: flow(key).weights

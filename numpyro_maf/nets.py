@@ -35,7 +35,7 @@ from jax.tree_util import register_dataclass
 
 from numpyro_maf.bijectors import static
 
-__all__ = ["ACTIVATIONS", "Layers", "MaskedMLP", "sweep"]
+__all__ = ["ACTIVATIONS", "Layers", "MaskedMLP", "masks_of", "sweep"]
 
 SKIP_SIZE = 2**16  # from so many numbers on, skipping a quarter of a matrix saves time
 
@@ -57,7 +57,8 @@ class Layers:
     :param hidden: ``(H2, H1), …``.
     :param last: ``(P, D, H)``; P outputs for each dimension.
     :param degrees: one sorted tuple for each hidden layer: a unit of degree ``m`` sees the
-        inputs below ``m`` and is seen by the outputs from ``m`` on.
+        inputs below ``m`` and is seen by the outputs from ``m`` on. Empty for units in no order, which
+        no sweep can take.
     """
 
     first: Any
@@ -66,19 +67,23 @@ class Layers:
     degrees: tuple[tuple[int, ...], ...] = static()
 
     def product(self, layer: int, inputs):
-        """What a layer's matrix makes of ``(H, B)`` inputs: rows ``(H', B)``, of the last ``(P, D, B)``.
+        """What a layer's matrix makes of its inputs, ``(H, B)``, or ``(Q, D, B)`` for the first.
 
-        Sorted by degree, a matrix is block-triangular: of a large one the upper half of the rows skips
-        the columns that none of them sees.
+        The result is rows ``(H', B)``, of the last layer ``(P, D, B)``. Sorted by degree, a matrix is
+        block-triangular: of a large one the upper half of the rows skips the columns that none of them sees.
         """
-        weight = (self.first[:, 0], *self.hidden, self.last)[layer]
-        count = weight.shape[-2]
-        seen = self._seen(layer, count // 2)
+        weight = (self.first, *self.hidden, self.last)[layer]
+        rows, axes = (0, 2) if layer == 0 else (weight.ndim - 2, 1)
+        half = weight.shape[rows] // 2
+        if not self.degrees:
+            return jnp.tensordot(weight, inputs, axes)
+        seen = self._seen(layer, half)
         if weight.size < SKIP_SIZE or seen > 0.8 * weight.shape[-1]:
-            return jnp.tensordot(weight, inputs, 1)
-        upper = jnp.tensordot(weight[..., : count // 2, :seen], inputs[:seen], 1)
-        lower = jnp.tensordot(weight[..., count // 2 :, :], inputs, 1)
-        return jnp.concatenate([upper, lower], axis=-2)
+            return jnp.tensordot(weight, inputs, axes)
+        upper = lax.slice_in_dim(weight, 0, half, axis=rows)[..., :seen]
+        lower = lax.slice_in_dim(weight, half, None, axis=rows)
+        parts = jnp.tensordot(upper, inputs[..., :seen, :], axes), jnp.tensordot(lower, inputs, axes)
+        return jnp.concatenate(parts, axis=-2)
 
     def _seen(self, layer: int, rows: int) -> int:
         """How many of a layer's inputs its first rows see between them."""
@@ -112,14 +117,14 @@ class MaskedMLP:
     which see nothing else, let the first dimension depend on it too.
     """
 
-    weights: tuple[Any, ...]  # (H1, D), (H2, H1), …, (P, D, H)
+    weights: tuple[Any, ...]  # (H1, Q, D), (H2, H1), …, (P, D, H)
     biases: tuple[Any, ...]  # (H1,), (H2,), …, (P, D)
     context_weight: Any  # (H1, C) or None
     activation: str = static(default="silu")
 
     @classmethod
     def init(
-        cls, key, features: int, outputs: int, *, hidden, context: int = 0, activation="silu"
+        cls, key, features: int, outputs: int, *, hidden, context=0, activation="silu", inputs=1, initial=0.0
     ) -> MaskedMLP:
         """Random weights, scaled by what the masks let through; the last layer starts near 0.
 
@@ -128,31 +133,35 @@ class MaskedMLP:
         :param outputs: P, parameters for each dimension.
         :param hidden: widths of the hidden layers, one or more.
         :param context: width of the context, 0 for none.
+        :param inputs: Q, how many numbers the network is given for each dimension.
+        :param initial: ``(P,)``, ``(P, D)`` or a number: where the outputs start.
         :raises ValueError: for an empty ``hidden``, widths below 1 or an unknown activation.
         """
         hidden = check_hidden(hidden, activation)
-        shapes: list[tuple[int, ...]] = [(hidden[0], features), *zip(hidden[1:], hidden[:-1])]
+        shapes: list[tuple[int, ...]] = [(hidden[0], inputs, features), *zip(hidden[1:], hidden[:-1])]
         shapes += [(outputs, features, hidden[-1])]
         *keys, context_key = jax.random.split(key, len(shapes) + 1)
+        initial = jnp.asarray(initial, float)
+        initial = initial[:, None] if initial.ndim == 1 else initial
         net = cls(
             weights=tuple(jax.random.normal(k, shape) for k, shape in zip(keys, shapes)),
-            biases=tuple(jnp.zeros(shape[:-1]) for shape in shapes),
+            biases=(*map(jnp.zeros, hidden), jnp.broadcast_to(initial, (outputs, features))),
             context_weight=jax.random.normal(context_key, (hidden[0], context)) if context else None,
             activation=activation,
         )
         fan_in = [np.maximum(mask.sum(-1, keepdims=True), 1) for mask in net.masks]
-        fan_in[0] = fan_in[0] + context
+        fan_in[0] = inputs * fan_in[0] + context
         scales = [1 / np.sqrt(n) for n in fan_in]
         scales[-1] = 0.1 * scales[-1]
         weights = tuple(w * jnp.asarray(s, w.dtype) for w, s in zip(net.weights, scales))
         context_weight = net.context_weight
         if context_weight is not None:
-            context_weight = context_weight * jnp.asarray(scales[0], context_weight.dtype)
+            context_weight = context_weight * jnp.asarray(scales[0][:, 0], context_weight.dtype)
         return cls(weights, net.biases, context_weight, activation)
 
     @property
     def features(self) -> int:
-        return self.weights[0].shape[1]
+        return self.weights[0].shape[-1]
 
     @property
     def context(self) -> int:
@@ -169,12 +178,28 @@ class MaskedMLP:
     @property
     def masks(self) -> tuple[np.ndarray, ...]:
         """One boolean array for each weight: which inputs each row may see."""
-        return _masks(self.features, self.degrees)
+        return masks_of(np.arange(self.features), [np.asarray(m) for m in self.degrees])
 
-    def layers(self) -> Layers:
-        """The masked matrices."""
-        first, *hidden, last = (jnp.where(mask, weight, 0) for mask, weight in zip(self.masks, self.weights))
-        return Layers(first[:, None, :], tuple(hidden), last, self.degrees)
+    def layers(self, masks=None) -> Layers:
+        """The masked matrices; with other masks, :func:`masks_of` dimensions and units in no order."""
+        degrees = self.degrees if masks is None else ()
+        masks = self.masks if masks is None else masks
+        first, *hidden, last = (jnp.where(mask, weight, 0) for mask, weight in zip(masks, self.weights))
+        return Layers(first, tuple(hidden), last, degrees)
+
+    def permuted(self, order, units) -> MaskedMLP:
+        """The network with its dimensions and hidden units in another order, and so under other masks.
+
+        :param order: ``(D,)``, the features in the order in which they are made.
+        :param units: for each hidden layer, ``(H,)``: its units in order of their degrees.
+        """
+        first, *hidden, last = self.weights
+        first = first[units[0]][..., order]
+        hidden = [w[after][:, before] for w, after, before in zip(hidden, units[1:], units)]
+        last = last[:, order][..., units[-1]]
+        biases = *(b[u] for b, u in zip(self.biases, units)), self.biases[-1][:, order]
+        context = None if self.context_weight is None else self.context_weight[units[0]]
+        return MaskedMLP((first, *hidden, last), biases, context, self.activation)
 
     def offsets(self, context=None) -> tuple[Any, ...]:
         """What is added before each activation: biases, and the context's share in the first.
@@ -188,43 +213,16 @@ class MaskedMLP:
         return first, *rest
 
 
-def _masks(features: int, degrees) -> tuple[np.ndarray, ...]:
-    dims = np.arange(features)
-    sees = [np.asarray(m) for m in degrees]
-    first = sees[0][:, None] > dims
-    hidden = [after[:, None] >= before for before, after in zip(sees, sees[1:])]
-    last = dims[:, None] >= sees[-1]
+def masks_of(places, degrees):
+    """One boolean array for each weight: which inputs each row may see.
+
+    :param places: ``(D,)``, when each dimension is made.
+    :param degrees: for each hidden layer ``(H,)``, the degree of each unit.
+    """
+    first = (degrees[0][:, None] > places)[:, None, :]
+    hidden = [after[:, None] >= before for before, after in zip(degrees, degrees[1:])]
+    last = places[:, None] >= degrees[-1]
     return first, *hidden, last
-
-
-@register_dataclass
-@dataclass(frozen=True)
-class MLP:
-    """A plain multilayer perceptron, ``(..., inputs) -> (..., outputs)``; starts near zero."""
-
-    weights: tuple[Any, ...]
-    biases: tuple[Any, ...]
-    activation: str = static(default="silu")
-
-    @classmethod
-    def init(cls, key, inputs: int, outputs: int, *, hidden, activation="silu") -> MLP:
-        """Random weights; arguments as for :meth:`MaskedMLP.init`."""
-        hidden = check_hidden(hidden, activation)
-        widths = (inputs, *hidden, outputs)
-        keys = jax.random.split(key, len(widths) - 1)
-        weights = [jax.random.normal(k, (a, b)) / math.sqrt(a) for k, a, b in zip(keys, widths, widths[1:])]
-        weights[-1] = 0.1 * weights[-1]
-        return cls(tuple(weights), tuple(jnp.zeros(b) for b in widths[1:]), activation)
-
-    @property
-    def inputs(self) -> int:
-        return self.weights[0].shape[0]
-
-    def __call__(self, x):
-        *hidden, (last, bias) = zip(self.weights, self.biases)
-        for weight, offset in hidden:
-            x = ACTIVATIONS[self.activation](x @ weight + offset)
-        return x @ last + bias
 
 
 def check_hidden(hidden, activation: str) -> tuple[int, ...]:

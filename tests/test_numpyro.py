@@ -357,11 +357,13 @@ def test_importing_is_silent_and_computes_nothing():
 
 PACKAGE = pathlib.Path(nm.__file__).parent
 LAYERS = [
-    {"bijectors", "diagnostics", "datasets"},
-    {"nets", "scalars"},
+    {"bijectors", "diagnostics", "datasets", "conditionals", "scalars"},
+    {"nets", "splines", "distributions", "images"},
+    {"conditioners"},
     {"autoregressive"},
+    {"made"},
     {"flow"},
-    {"fit", "io", "module", "hmm"},
+    {"builders", "fit", "io", "module", "hmm"},
 ]
 
 

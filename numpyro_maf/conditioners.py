@@ -1,0 +1,211 @@
+# Copyright Contributors to the numpyro_maf project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Networks without masks: they make the parameters of scalar maps from features that pass unchanged.
+
+A conditioner is called as ``net(seen, context)``, with the n features that it sees as Q numbers each,
+``(..., Q, n)``, and a context ``(..., C)`` or None. It gives P parameters for each of the m features that
+are mapped, ``(..., P, m)``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.tree_util import register_dataclass
+
+from numpyro_maf.bijectors import static
+from numpyro_maf.nets import ACTIVATIONS, check_hidden
+
+__all__ = ["MLP", "ConvNet"]
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class MLP:
+    """A multilayer perceptron of the features that are seen and of the context."""
+
+    weights: tuple[Any, ...]
+    biases: tuple[Any, ...]
+    outputs: tuple[int, ...] = static()
+    activation: str = static(default="silu")
+
+    @classmethod
+    def init(cls, key, inputs: int, outputs: tuple[int, int], *, hidden, activation="silu", initial=0.0) -> MLP:
+        """Random weights; the outputs start near ``initial``.
+
+        :param inputs: Q n + C.
+        :param outputs: P and m.
+        :param initial: ``(P,)`` or a number. Other arguments as for ``MaskedMLP.init``.
+        """
+        hidden = check_hidden(hidden, activation)
+        widths = (inputs, *hidden, math.prod(outputs))
+        keys = jax.random.split(key, len(widths) - 1)
+        weights = [
+            jax.random.normal(k, (a, b)) / math.sqrt(max(a, 1)) for k, a, b in zip(keys, widths, widths[1:])
+        ]
+        weights[-1] = 0.1 * weights[-1]
+        initial = jnp.broadcast_to(jnp.asarray(initial, float)[..., None], outputs).ravel()
+        return cls(tuple(weights), (*map(jnp.zeros, hidden), initial), tuple(outputs), activation)
+
+    @property
+    def inputs(self) -> int:
+        return self.weights[0].shape[0]
+
+    def __call__(self, seen, context=None):
+        parts = [] if seen is None else [seen.reshape(*seen.shape[:-2], -1)]
+        x = _joined(parts if context is None else [*parts, context])
+        *hidden, (last, bias) = zip(self.weights, self.biases)
+        for weight, offset in hidden:
+            x = ACTIVATIONS[self.activation](x @ weight + offset)
+        x = x @ last + bias
+        return x.reshape(*x.shape[:-1], *self.outputs)
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class ConvNet:
+    """Gated residual convolutions, each followed by gated self-attention if asked: Flow++'s conditioner.
+
+    Ho et al., *Flow++* (2019), section 3.3 and figure 1, without dropout. What is not seen is 0, with a mask
+    that says so. A vector is an image D pixels high and one pixel wide, with kernels of one pixel: attention
+    alone joins its features.
+
+    :param shape: ``(H, W, C)`` of the event, whose features run over channels first, then columns.
+    :param seen: the features that are seen; ``moved``: those that are mapped.
+    """
+
+    first: Any
+    position: Any
+    context_weight: Any
+    blocks: tuple[Any, ...]
+    last: Any
+    last_bias: Any
+    shape: tuple[int, int, int] = static()
+    seen: tuple[int, ...] = static()
+    moved: tuple[int, ...] = static()
+    heads: int = static(default=0)
+    activation: str = static(default="silu")
+
+    @classmethod
+    def init(
+        cls, key, shape, seen, moved, outputs: int, *, inputs=1, context=0, width=32, blocks=2, heads=0,
+        activation="silu", initial=0.0,
+    ) -> ConvNet:  # fmt: skip
+        """Random weights; the outputs start near ``initial``.
+
+        :param outputs: P.
+        :param inputs: Q.
+        :param context: C, 0 for none.
+        :param width: F, channels of the hidden layers; ``blocks``: how many of them.
+        :param heads: of the attention, a divisor of F; 0 for convolutions alone.
+        :raises ValueError: when ``heads`` does not divide ``width``.
+        """
+        (width,) = check_hidden((width,), activation)
+        if heads and width % heads:
+            raise ValueError(f"heads must divide the width {width}, got {heads}")
+        height, columns, channels = shape
+        size = (1, 1) if columns == 1 else (3, 3)
+        keys = iter(jax.random.split(key, 4 + 4 * blocks))
+
+        def dense(*shape, scale=1.0):
+            return scale * jax.random.normal(next(keys), shape) / math.sqrt(max(math.prod(shape[:-1]), 1))
+
+        def block():
+            made = {
+                "scale": jnp.ones(width),
+                "conv": dense(*size, width, width),
+                "bias": jnp.zeros(width),
+                "gate": dense(width, 2 * width),
+            }
+            if heads:
+                made |= {
+                    "attention_scale": jnp.ones(width),
+                    "query_key_value": dense(width, 3 * width),
+                    "attention_gate": dense(width, 2 * width),
+                }
+            return made
+
+        initial = jnp.broadcast_to(jnp.asarray(initial, float), (outputs,))
+        return cls(
+            first=dense(*size, channels * (inputs + 1), width),
+            position=dense(1, height, columns, width),
+            context_weight=dense(context, width) if context else None,
+            blocks=tuple(block() for _ in range(blocks)),
+            last=dense(*size, width, outputs * channels, scale=0.1),
+            last_bias=jnp.repeat(initial, channels),
+            shape=tuple(shape),
+            seen=tuple(seen),
+            moved=tuple(moved),
+            heads=heads,
+            activation=activation,
+        )
+
+    def __call__(self, seen, context=None):
+        height, columns, channels = self.shape
+        batch, inputs = seen.shape[:-2], seen.shape[-2]
+        known = np.zeros((1, height * columns * channels))
+        known[:, self.seen] = 1
+        x = jnp.zeros((*batch, inputs, known.size), seen.dtype).at[..., np.array(self.seen, int)].set(seen)
+        x = jnp.concatenate([x, jnp.broadcast_to(known, (*batch, *known.shape)).astype(x.dtype)], -2)
+        x = x.reshape(-1, inputs + 1, height, columns, channels).transpose(0, 2, 3, 1, 4)
+        x = _conv(x.reshape(-1, height, columns, (inputs + 1) * channels), self.first) + self.position
+        if context is not None:
+            context = jnp.broadcast_to(context, (*batch, context.shape[-1])).reshape(len(x), 1, 1, -1)
+            x = x + context @ self.context_weight
+        for block in self.blocks:
+            x = self._block(block, x)
+        x = _conv(ACTIVATIONS[self.activation](x), self.last) + self.last_bias
+        x = x.reshape(len(x), height, columns, -1, channels).transpose(0, 3, 1, 2, 4)
+        x = x.reshape(*batch, -1, height * columns * channels)
+        return x[..., np.array(self.moved)]
+
+    def _block(self, block, x):
+        act = ACTIVATIONS[self.activation]
+        h = _conv(act(_normalized(x) * block["scale"]), block["conv"]) + block["bias"]
+        x = x + _gated(act(h) @ block["gate"])
+        if self.heads:
+            h = _normalized(x) * block["attention_scale"]
+            tokens = h.reshape(len(h), -1, h.shape[-1])
+            x = x + _gated(self._attend(tokens @ block["query_key_value"]) @ block["attention_gate"]).reshape(
+                x.shape
+            )
+        return x
+
+    def _attend(self, query_key_value):
+        count, tokens, width = query_key_value.shape
+        parts = query_key_value.reshape(count, tokens, 3, self.heads, width // 3 // self.heads)
+        return jax.nn.dot_product_attention(*jnp.moveaxis(parts, 2, 0)).reshape(count, tokens, width // 3)
+
+
+def _joined(parts):
+    """Arrays side by side on the last axis, their batch axes broadcast."""
+    batch = jnp.broadcast_shapes(*(p.shape[:-1] for p in parts))
+    return jnp.concatenate([jnp.broadcast_to(p, (*batch, p.shape[-1])) for p in parts], -1)
+
+
+def _conv(x, kernel):
+    """``(N, H, W, C), (k, k, C, F) -> (N, H, W, F)``."""
+    if kernel.shape[:2] == (1, 1):
+        return x @ kernel[0, 0]
+    dtype = jnp.result_type(x, kernel)
+    return lax.conv_general_dilated(
+        x.astype(dtype), kernel.astype(dtype), (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def _gated(x):
+    value, gate = jnp.split(x, 2, -1)
+    return value * jax.nn.sigmoid(gate)
+
+
+def _normalized(x):
+    """Mean 0 and variance 1 over the channels (layer normalisation)."""
+    centred = x - x.mean(-1, keepdims=True)
+    return centred * lax.rsqrt(jnp.mean(centred**2, -1, keepdims=True) + 1e-5)

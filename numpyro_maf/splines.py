@@ -1,0 +1,283 @@
+# Copyright Contributors to the numpyro_maf project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Scalar maps made of bins: splines on an interval, on the circle and on the unit interval."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_maf.scalars import Scalar
+
+__all__ = ["CircularSpline", "PiecewiseLinear", "PiecewiseQuadratic", "RQSpline"]
+
+
+@dataclass(frozen=True)
+class RQSpline(Scalar):
+    """Monotone rational-quadratic spline on ``[-bound, bound]``, the identity outside.
+
+    Durkan, Bekasov, Murray & Papamakarios, *Neural Spline Flows* (2019), section 3.1: eq. 4 for the
+    value, eq. 5 for the derivative and eq. 6-8 for the inverse, one root of a quadratic.
+
+    :param bins: number of bins.
+    :param bound: half the width of the box. Standardised data need 4 to 6.
+    :param min_bin: the least width and height of a bin, as a share of the box.
+    :param min_slope: the least derivative at a knot.
+    """
+
+    bins: int = 8
+    bound: float = 5.0
+    min_bin: float = 1e-3
+    min_slope: float = 1e-3
+
+    def __post_init__(self):
+        _check_bins(self)
+        if self.bound <= 0 or not 0 <= self.min_slope < 1:
+            raise ValueError(f"RQSpline needs bound > 0 and 0 <= min_slope < 1, got {self}")
+
+    @property
+    def num_params(self) -> int:
+        return 3 * self.bins - 1
+
+    def _pieces(self, params):
+        k = self.bins
+        inner = _slopes(params[2 * k :], self.min_slope)
+        one = jnp.ones_like(inner[:1])  # at both ends, where the identity takes over
+        return _rational_pieces(params[: 2 * k], self.bound, self.min_bin, [one, inner, one])
+
+    def forward(self, params, x):
+        inside = jnp.abs(x) < self.bound
+        at = jnp.where(inside, x, 0.0)  # double where: no NaN gradient from the branch not taken
+        y, log_slope = _rational_forward(self._pieces(params), at)
+        return jnp.where(inside, y, x), jnp.where(inside, log_slope, 0.0)
+
+    def inverse(self, params, y):
+        inside = jnp.abs(y) < self.bound
+        at = jnp.where(inside, y, 0.0)
+        x, log_slope = _rational_inverse(self._pieces(params), at)
+        return jnp.where(inside, x, y), jnp.where(inside, log_slope, 0.0)
+
+
+@dataclass(frozen=True)
+class CircularSpline(Scalar):
+    """Rational-quadratic spline of the circle ``[-pi, pi)``, then a rotation; slopes agree where it closes.
+
+    Rezende et al., *Normalizing Flows on Tori and Spheres* (2020), section 2.1.3. Networks see an angle by its
+    cosine and sine, so densities are periodic in everything.
+
+    :param bins: number of bins.
+    :param min_bin: the least width and height of a bin, as a share of the circle.
+    :param min_slope: the least derivative at a knot.
+    """
+
+    support: ClassVar[str] = "circle"
+    inputs: ClassVar[int] = 2
+
+    bins: int = 8
+    min_bin: float = 1e-3
+    min_slope: float = 1e-3
+
+    def __post_init__(self):
+        _check_bins(self)
+        if not 0 <= self.min_slope < 1:
+            raise ValueError(f"CircularSpline needs 0 <= min_slope < 1, got {self}")
+
+    @property
+    def num_params(self) -> int:
+        return 3 * self.bins + 1
+
+    def _pieces(self, params):
+        k = self.bins
+        slopes = _slopes(params[2 * k : 3 * k], self.min_slope)
+        return _rational_pieces(params[: 2 * k], math.pi, self.min_bin, [slopes, slopes[:1]])
+
+    def forward(self, params, x):
+        y, log_slope = _rational_forward(self._pieces(params), _wrap(x))
+        return _wrap(y + params[-1]), log_slope
+
+    def inverse(self, params, y):
+        return _rational_inverse(self._pieces(params), _wrap(y - params[-1]))
+
+    def embed(self, x):
+        return jnp.stack([jnp.cos(x), jnp.sin(x)])
+
+
+@dataclass(frozen=True)
+class PiecewiseLinear(Scalar):
+    """A distribution function on [0, 1] with a piecewise constant density, the identity outside.
+
+    Mueller et al., *Neural Importance Sampling* (2019), section 4.2, eq. 6: equal bins.
+
+    :param bins: number of bins.
+    :param min_density: the least density.
+    """
+
+    support: ClassVar[str] = "unit"
+
+    bins: int = 16
+    min_density: float = 1e-3
+
+    def __post_init__(self):
+        _check_density(self)
+
+    @property
+    def num_params(self) -> int:
+        return self.bins
+
+    def _pieces(self, params):
+        heights = (self.min_density + (1 - self.min_density) * jax.nn.softmax(params, 0) * self.bins) / self.bins
+        width = jnp.full_like(heights, 1 / self.bins)
+        return _left(width), width, _left(heights), heights
+
+    def forward(self, params, x):
+        inside = (x >= 0) & (x <= 1)
+        pieces = self._pieces(params)
+        x0, w, y0, h = _pick(pieces, pieces[0], jnp.where(inside, x, 0.5))
+        return jnp.where(inside, y0 + (x - x0) / w * h, x), jnp.where(inside, jnp.log(h / w), 0.0)
+
+    def inverse(self, params, y):
+        inside = (y >= 0) & (y <= 1)
+        pieces = self._pieces(params)
+        x0, w, y0, h = _pick(pieces, pieces[2], jnp.where(inside, y, 0.5))
+        return jnp.where(inside, x0 + (y - y0) / h * w, y), jnp.where(inside, jnp.log(w / h), 0.0)
+
+
+@dataclass(frozen=True)
+class PiecewiseQuadratic(Scalar):
+    """A distribution function on [0, 1] with a piecewise linear density, the identity outside.
+
+    Mueller et al., *Neural Importance Sampling* (2019), section 4.3, eq. 11-13: bins of any width.
+
+    :param bins: number of bins.
+    :param min_bin: the least width of a bin.
+    :param min_density: the least density.
+    """
+
+    support: ClassVar[str] = "unit"
+
+    bins: int = 16
+    min_bin: float = 1e-3
+    min_density: float = 1e-3
+
+    def __post_init__(self):
+        _check_bins(self)
+        _check_density(self)
+
+    @property
+    def num_params(self) -> int:
+        return 2 * self.bins + 1
+
+    def _pieces(self, params):
+        """Left ends, widths, values there, and the densities at both ends, ``(K, ...)`` each."""
+        k = self.bins
+        widths = _shares(params[:k], self.min_bin)
+        vertices = jnp.exp(params[k:] - params[k:].max(0))
+        vertices = vertices / jnp.sum((vertices[:-1] + vertices[1:]) / 2 * widths, 0)
+        vertices = self.min_density + (1 - self.min_density) * vertices
+        v0, v1 = vertices[:-1], vertices[1:]
+        return _left(widths), widths, _left((v0 + v1) / 2 * widths), v0, v1
+
+    def forward(self, params, x):
+        inside = (x >= 0) & (x <= 1)
+        at = jnp.where(inside, x, 0.5)
+        pieces = self._pieces(params)
+        x0, w, y0, v0, v1 = _pick(pieces, pieces[0], at)
+        t = (at - x0) / w
+        y = y0 + t * w * (v0 + t * (v1 - v0) / 2)
+        return jnp.where(inside, y, x), jnp.where(inside, jnp.log(v0 + t * (v1 - v0)), 0.0)
+
+    def inverse(self, params, y):
+        inside = (y >= 0) & (y <= 1)
+        at = jnp.where(inside, y, 0.5)
+        pieces = self._pieces(params)
+        x0, w, y0, v0, v1 = _pick(pieces, pieces[2], at)
+        # The density at the root, and from it the root that stays accurate as the density gets flat.
+        rise = (at - y0) / w
+        density = jnp.sqrt(v0**2 + 2 * (v1 - v0) * rise)
+        x = x0 + w * 2 * rise / (v0 + density)
+        return jnp.where(inside, x, y), jnp.where(inside, -jnp.log(density), 0.0)
+
+
+# Bins: tables (K, ...) ------------------------------------------------------------------------------
+
+
+def _check_bins(scalar):
+    if scalar.bins < 2 or not 0 <= scalar.bins * scalar.min_bin < 1:
+        raise ValueError(
+            f"{type(scalar).__name__} needs bins >= 2 and 0 <= bins * min_bin < 1, got {scalar}"
+        )
+
+
+def _check_density(scalar):
+    if scalar.bins < 2 or not 0 < scalar.min_density < 1:
+        raise ValueError(f"{type(scalar).__name__} needs bins >= 2 and 0 < min_density < 1, got {scalar}")
+
+
+def _shares(raw, least: float):
+    """K unbounded numbers as shares of one, none below ``least``."""
+    return least + (1 - raw.shape[0] * least) * jax.nn.softmax(raw, axis=0)
+
+
+def _left(widths):
+    """Left ends of consecutive bins, from 0."""
+    return jnp.cumsum(widths, axis=0) - widths
+
+
+def _pick(tables, left, value):
+    """The entries of each table ``(K, ...)`` for the bin, of those that begin at ``left``, which holds ``value``."""
+    # A mask and a sum are several times faster on a CPU than a gather along the bins.
+    above = value >= left[1:]
+    yes, no = jnp.ones_like(above[:1]), jnp.zeros_like(above[:1])
+    here = jnp.concatenate([yes, above]) & ~jnp.concatenate([above, no])
+    return tuple(jnp.sum(jnp.where(here, table, 0), axis=0) for table in tables)
+
+
+def _wrap(angle):
+    """The same angle in ``[-pi, pi)``."""
+    return jnp.mod(angle + math.pi, 2 * math.pi) - math.pi
+
+
+# Rational-quadratic pieces: left ends, widths, values there, heights, both slopes ---------------------
+
+
+def _slopes(raw, least: float):
+    """Derivatives at knots from unbounded numbers: 1 at 0, none below ``least``."""
+    return least + jax.nn.softplus(raw + math.log(math.expm1(1 - least)))
+
+
+def _rational_pieces(raw, bound: float, min_bin: float, slopes):
+    x, y = (2 * bound * _shares(part, min_bin) for part in jnp.split(raw, 2))
+    slopes = jnp.concatenate(slopes)
+    return _left(x) - bound, x, _left(y) - bound, y, slopes[:-1], slopes[1:]
+
+
+def _rational_log_slope(t, slope, d0, d1):
+    """Log of eq. 5 at the relative position ``t``."""
+    mixed = d1 * t**2 + 2 * slope * t * (1 - t) + d0 * (1 - t) ** 2
+    below = slope + (d0 + d1 - 2 * slope) * t * (1 - t)
+    return 2 * jnp.log(slope) + jnp.log(mixed) - 2 * jnp.log(below)
+
+
+def _rational_forward(pieces, x):
+    x0, w, y0, h, d0, d1 = _pick(pieces, pieces[0], x)
+    slope, t = h / w, (x - x0) / w
+    below = slope + (d0 + d1 - 2 * slope) * t * (1 - t)
+    y = y0 + h * (slope * t**2 + d0 * t * (1 - t)) / below
+    return y, _rational_log_slope(t, slope, d0, d1)
+
+
+def _rational_inverse(pieces, y):
+    x0, w, y0, h, d0, d1 = _pick(pieces, pieces[2], y)
+    slope, rise = h / w, y - y0
+    curve = rise * (d0 + d1 - 2 * slope)
+    a = h * (slope - d0) + curve
+    b = h * d0 - curve
+    c = -slope * rise
+    # The root that stays accurate as a goes to 0, and is real but for rounding.
+    t = -2 * c / (b + jnp.sqrt(jnp.maximum(b**2 - 4 * a * c, jnp.finfo(b.dtype).tiny)))
+    return x0 + t * w, -_rational_log_slope(t, slope, d0, d1)
