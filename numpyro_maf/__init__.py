@@ -22,11 +22,13 @@ from numpyro_maf.bijectors import (
     Part,
     Permute,
     Probit,
+    Reshape,
     Standardize,
 )
 from numpyro_maf.builders import (
     circular,
     elementwise,
+    ffjord,
     flowpp,
     glow,
     iaf,
@@ -37,13 +39,18 @@ from numpyro_maf.builders import (
     nsf,
     realnvp,
 )
+from numpyro_maf.completion import Completer, complete, fit_completer
+from numpyro_maf.dequantize import Dequantize, bits_per_dimension
+from numpyro_maf.distill import distill
 from numpyro_maf.distributions import FlowDistribution
-from numpyro_maf.fit import FitResult, fit
+from numpyro_maf.fit import FitResult, fit, fit_mixture
 from numpyro_maf.flow import Flow, from_spec
 from numpyro_maf.hmm import HMM
 from numpyro_maf.io import load, save
+from numpyro_maf.latent import attribute, decode, encode, interpolate
 from numpyro_maf.made import MADE
 from numpyro_maf.module import flow_module, random_flow_module
+from numpyro_maf.ode import FFJORD
 from numpyro_maf.scalars import Additive, Affine, Compose, MixtureCDF, Scalar
 from numpyro_maf.splines import CircularSpline, PiecewiseLinear, PiecewiseQuadratic, RQSpline
 
@@ -56,10 +63,13 @@ __all__ = [
     "Autoregressive",
     "Bijector",
     "Chain",
+    "Completer",
     "CircularSpline",
     "Compose",
     "Coupling",
+    "Dequantize",
     "Elementwise",
+    "FFJORD",
     "FitResult",
     "Flow",
     "FlowDistribution",
@@ -75,18 +85,29 @@ __all__ = [
     "PiecewiseQuadratic",
     "Probit",
     "RQSpline",
+    "Reshape",
     "Scalar",
     "Standardize",
     "__version__",
+    "attribute",
+    "bits_per_dimension",
     "circular",
+    "complete",
     "conditionals",
+    "decode",
+    "distill",
     "elementwise",
+    "encode",
+    "ffjord",
     "fit",
+    "fit_completer",
+    "fit_mixture",
     "flow_module",
     "flowpp",
     "from_spec",
     "glow",
     "iaf",
+    "interpolate",
     "load",
     "made",
     "maf",

@@ -16,21 +16,23 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import GetAttrKey, register_pytree_with_keys
 from jax.scipy.linalg import solve_triangular
 from jax.scipy.special import ndtr, ndtri
 from jax.scipy.stats import norm
+from jax.tree_util import GetAttrKey, register_pytree_with_keys
 from numpyro.distributions import constraints
 from numpyro.distributions.transforms import Transform
 from numpyro.distributions.util import array_equiv
 
 __all__ = [
-    "ActNorm", "Bijector", "Chain", "Inverse", "Logit", "LULinear", "Part", "Permute", "Probit", "Standardize",
+    "ActNorm", "Bijector", "Chain", "Inverse", "Logit", "LULinear", "Part", "Permute", "Probit", "Reshape",
+    "Standardize",
 ]  # fmt: skip
 
 # Supports of events by the support of their numbers: singletons, as NumPyro compares them by identity.
@@ -39,6 +41,22 @@ EVENTS: dict[str, Any] = {
     "unit": constraints.independent(constraints.unit_interval, 1),
     "circle": constraints.independent(constraints.circular, 1),
 }
+
+
+@lru_cache(maxsize=64)
+def _box(alpha: float):
+    """What :class:`Logit` maps to the reals: the unit box, or a little more."""
+    if alpha == 0:
+        return EVENTS["unit"]
+    margin = alpha / (1 - 2 * alpha)
+    return constraints.independent(constraints.interval(-margin, 1 + margin), 1)
+
+
+@lru_cache(maxsize=64)
+def _shaped(kind: str, alpha: float, ndim: int):
+    """The support of events with more axes."""
+    vectors = _box(alpha) if kind == "box" else EVENTS[kind]
+    return constraints.independent(vectors.base_constraint, ndim)
 
 
 def static(**kwargs) -> Any:
@@ -468,7 +486,10 @@ class Logit(Bijector):
     """
 
     alpha: float = static(default=0.0)
-    domain = EVENTS["unit"]
+
+    @property
+    def domain(self):
+        return _box(float(self.alpha))
 
     def __post_init__(self):
         if not 0 <= self.alpha < 0.5:
@@ -510,6 +531,47 @@ class Probit(Bijector):
     def inverse_and_log_det(self, y):
         info = jnp.finfo(jnp.result_type(y, float))
         return jnp.clip(ndtr(y), info.tiny, 1 - info.eps / 2), norm.logpdf(y).sum(-1)
+
+
+@dataclass(frozen=True, eq=False)
+class Reshape(Bijector):
+    """From vectors to events of another shape, the last axis fastest.
+
+    :param shape: of the event.
+    :param kind: of its numbers: ``"real"``, ``"unit"``, ``"circle"``, or ``"box"`` for what a
+        :class:`Logit` of this ``alpha`` maps to the reals.
+    """
+
+    shape: tuple[int, ...] = static()
+    kind: str = static(default="real")
+    alpha: float = static(default=0.0)
+
+    @property
+    def domain(self):
+        return _box(self.alpha) if self.kind == "box" else EVENTS[self.kind]
+
+    @property
+    def codomain(self):
+        return _shaped(self.kind, self.alpha, len(self.shape))
+
+    def inputs_of(self, known):
+        return known
+
+    def forward_shape(self, shape):
+        return (*shape[:-1], *self.shape)
+
+    def inverse_shape(self, shape):
+        return (*shape[: len(shape) - len(self.shape)], int(np.prod(self.shape)))
+
+    def forward_and_log_det(self, x):
+        check_width(x, int(np.prod(self.shape)), "Reshape")
+        return x.reshape(self.forward_shape(x.shape)), zeros_of(x)
+
+    def inverse_and_log_det(self, y):
+        if jnp.shape(y)[-len(self.shape) :] != self.shape:
+            raise ValueError(f"Reshape expects events of shape {self.shape}, got {jnp.shape(y)}")
+        x = y.reshape(self.inverse_shape(y.shape))
+        return x, zeros_of(x)
 
 
 def _channels(x, channels: int, name: str):

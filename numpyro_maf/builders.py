@@ -26,11 +26,13 @@ from numpyro_maf.bijectors import ActNorm, Bijector, LULinear, Permute, check_or
 from numpyro_maf.conditioners import ConvNet
 from numpyro_maf.flow import builder
 from numpyro_maf.made import Made
+from numpyro_maf.ode import FFJORD
 from numpyro_maf.scalars import Additive, Affine, Compose, MixtureCDF
 from numpyro_maf.splines import CircularSpline, PiecewiseQuadratic, RQSpline
 
 __all__ = [
-    "circular", "elementwise", "flowpp", "glow", "iaf", "made", "maf", "nice", "nis", "nsf", "realnvp",
+    "circular", "elementwise", "ffjord", "flowpp", "glow", "iaf", "made", "maf", "nice", "nis", "nsf",
+    "realnvp",
 ]  # fmt: skip
 
 
@@ -45,9 +47,8 @@ def maf(
     """Masked autoregressive flow: scoring is parallel, sampling sweeps.
 
     Papamakarios, Pavlakou & Murray (2017): ``u_d = (x_d - m(x_<d)) exp(-s(x_<d))`` in each transform, or any
-    other scalar map ``u_d = f(x_d; p(x_<d))``. With ``base=made(key, features, columns=Mixture(10))`` it is MAF
-    MoG, with ``scalar=MixtureCDF()`` a flow of distribution functions. Choose it to fit densities to
-    data.
+    other scalar map ``u_d = f(x_d; p(x_<d))``. With ``base=made(key, features, columns=Mixture(10))`` it is
+    MAF MoG, with ``scalar=MixtureCDF()`` a flow of distribution functions. Choose it to fit densities to data.
 
     :param key: a ``jax.random`` key for the initial weights.
     :param features: D, the width of the events, 1 or more; or ``(H, W, C)``.
@@ -150,8 +151,8 @@ def _autoregressive(scheme: type[Autoregressive], key, features, transforms, ord
 
 @builder
 def made(
-    key, features, *, columns=conditionals.Normal(), context=0, hidden=(64, 64), activation="silu", order=None,
-    masks=1, agnostic="both",
+    key, features, *, columns=conditionals.Normal(), context=0, hidden=(64, 64), activation="silu",
+    order=None, masks=1, agnostic="both",
 ):  # fmt: skip
     """Masked autoencoder for distribution estimation: scoring is one pass, sampling one sweep.
 
@@ -216,14 +217,16 @@ def nice(
     :func:`realnvp`.
     """
     options = dict(context=context, hidden=hidden, scalar=Additive(), activation=activation)
-    scaling = Elementwise.init(key, math.prod(features), context=context, hidden=hidden, activation=activation)
+    scaling = Elementwise.init(
+        key, math.prod(features), context=context, hidden=hidden, activation=activation
+    )
     return scaling, *_coupling(key, features, transforms, levels, mixing, **options)
 
 
 @builder
 def nis(
-    key, features, *, context=0, transforms=4, hidden=(64, 64), scalar=PiecewiseQuadratic(), activation="silu",
-    base=None, mixing="random",
+    key, features, *, context=0, transforms=4, hidden=(64, 64), scalar=PiecewiseQuadratic(),
+    activation="silu", base=None, mixing="random",
 ):  # fmt: skip
     """Couplings on the unit box, of neural importance sampling: both directions are parallel.
 
@@ -276,7 +279,12 @@ def flowpp(
     :param hidden: the width, once for every block.
     :param heads: of the attention, a divisor of the width.
     """
-    plan = ["checkerboard"] * transforms + ["squeeze"] + ["channels"] * transforms + ["checkerboard"] * transforms
+    plan = (
+        ["checkerboard"] * transforms
+        + ["squeeze"]
+        + ["channels"] * transforms
+        + ["checkerboard"] * transforms
+    )
     if len(features) == 1:
         plan = ["channels"] * transforms
     options = dict(context=context, hidden=hidden, scalar=scalar, activation=activation, heads=heads)
@@ -327,6 +335,33 @@ def _steps(
         return [*made, coupling]
 
     return images.layers((1, 1, *features) if vector else features, plan, step, random)
+
+
+# Continuous -------------------------------------------------------------------------------------
+
+
+@builder
+def ffjord(
+    key, features, *, context=0, transforms=1, hidden=(64, 64), activation="tanh", base=None, logit=None,
+    trace=None, adjoint="recursive", rtol=1e-5, atol=1e-5,
+):  # fmt: skip
+    """Free-form continuous flow: both directions solve an ordinary differential equation, equally slow.
+
+    Grathwohl et al., *FFJORD* (2019): ``dx/dt = f(x, t)``, and the log-density changes by minus the trace of
+    ``df/dx``. Needs diffrax: the extra ``ode``. Choose it for smooth densities of few dimensions where no
+    order and no split of the features is wanted, and time does not matter.
+
+    :param trace: ``"exact"``; ``"hutchinson"``, an unbiased estimate for many dimensions; None for exact
+        up to 10 features.
+    :param adjoint: ``"recursive"``, exact gradients of the solver's steps, or ``"backsolve"``, fixed memory.
+    :param rtol: relative tolerance of the solver; ``atol``: absolute tolerance.
+    """
+    width = math.prod(features)
+    options = dict(context=context, hidden=hidden, activation=activation)
+    options |= dict(
+        trace=trace or ("exact" if width <= 10 else "hutchinson"), adjoint=adjoint, rtol=rtol, atol=atol
+    )
+    return tuple(FFJORD.init(k, width, **options) for k in jax.random.split(key, transforms))
 
 
 # Elementwise ------------------------------------------------------------------------------------

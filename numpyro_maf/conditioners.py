@@ -37,7 +37,9 @@ class MLP:
     activation: str = static(default="silu")
 
     @classmethod
-    def init(cls, key, inputs: int, outputs: tuple[int, int], *, hidden, activation="silu", initial=0.0) -> MLP:
+    def init(
+        cls, key, inputs: int, outputs: tuple[int, int], *, hidden, activation="silu", initial=0.0
+    ) -> MLP:
         """Random weights; the outputs start near ``initial``.
 
         :param inputs: Q n + C.

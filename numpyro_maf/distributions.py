@@ -87,7 +87,9 @@ class FlowDistribution(Stacking, dist.TransformedDistribution):
     """
 
     def __init__(self, base_distribution, transforms, *, validate_args=None):
-        dist.TransformedDistribution.__init__(self, base_distribution, transforms, validate_args=validate_args)
+        dist.TransformedDistribution.__init__(
+            self, base_distribution, transforms, validate_args=validate_args
+        )
         self._remember()
 
     @constraints.dependent_property(is_discrete=False, event_dim=1)

@@ -18,10 +18,11 @@ from jax import lax
 from tqdm.auto import tqdm
 
 from numpyro_maf.bijectors import Standardize
+from numpyro_maf.dequantize import Dequantize
 from numpyro_maf.flow import Flow
 from numpyro_maf.made import Made
 
-__all__ = ["FitResult", "fit", "train"]
+__all__ = ["FitResult", "fit", "fit_loss", "fit_mixture", "train"]
 
 
 @dataclass(frozen=True)
@@ -32,25 +33,17 @@ class FitResult:
     :param train_loss: mean over the rows, by epoch, in nats an event of the original units.
     :param validation_loss: the same of the validation rows; empty without any.
     :param best_epoch: the epoch, from 0, whose weights were kept.
+    :param dequantize: the noise of integer events, trained too; None without.
     """
 
     flow: Flow
     train_loss: np.ndarray
     validation_loss: np.ndarray
     best_epoch: int
+    dequantize: Dequantize | None = None
 
 
-def fit(
-    key,
-    flow: Flow,
-    x,
-    context=None,
-    *,
-    weights=None,
-    validation: Any = 0.1,
-    standardize: bool = True,
-    **options,
-) -> FitResult:
+def fit(key, flow: Flow, x, context=None, *, dequantize: Dequantize | None = None, **options) -> FitResult:
     """Fit a flow to data by maximum likelihood.
 
     Events and context are standardised by the training rows' means and standard deviations, which become
@@ -60,25 +53,60 @@ def fit(
     :param flow: from a builder; its weights are where training starts.
     :param x: ``(N, D)``, of images ``(N, H, W, C)``.
     :param context: ``(N, C)``, or None for a flow without context.
-    :param weights: ``(N,)``, how much each row counts; None for all the same.
-    :param validation: the share of rows held out at random; or ``(N,)`` booleans, True for held out.
-    :param standardize: False keeps the scalings that the flow has.
-    :param options: of :func:`train`: ``batch_size``, ``learning_rate``, ``max_epochs``, ``patience``,
-        ``optimizer``, ``progress``.
+    :param dequantize: for integer events: their noise, new at every step and trained with the flow if it is
+        a flow. The losses are then bounds.
+    :param options: ``weights``, ``(N,)``, how much each row counts; ``validation``, the share of rows held
+        out at random, 0.1, or ``(N,)`` booleans, True for held out; ``standardize``, False to keep the scalings
+        that the flow has; and of :func:`train`: ``batch_size``, ``learning_rate``, ``max_epochs``,
+        ``patience``, ``optimizer``, ``progress``.
     :raises ValueError: for shapes that do not fit, and data or weights that are not finite.
     :raises FloatingPointError: when the loss stops being finite; the message names step and leaf.
     """
     if not isinstance(flow, Flow):
         raise TypeError(f"fit takes a Flow from a builder, got {type(flow).__name__}")
-    x = _finite("x", x, 1 + len(flow.event_shape))
-    n = len(x)
-    if x.shape[1:] != flow.event_shape:
-        raise ValueError(f"x must be ({n}, {', '.join(map(str, flow.event_shape))}), got {x.shape}")
     if (context is None) != (flow.context == 0):
         raise ValueError(
             f"the flow takes a context of width {flow.context}, got "
             f"{'none' if context is None else f'one of shape {np.shape(context)}'}"
         )
+    if dequantize is None:
+        return fit_loss(key, flow, x, _negative_log_prob, context, **options)
+    return fit_loss(key, flow, x, _negative_bound, context, dequantize, **options)
+
+
+def _negative_log_prob(weights, flow, key, x, context=None):
+    return -flow.with_weights(weights).randomized(key)(context).log_prob(x)
+
+
+def _negative_bound(weights, parts, key, x, context=None):
+    flow, dequantize = parts
+    key, flow_key = jax.random.split(key)
+    flow = flow.with_weights(weights[0]).randomized(flow_key)
+    return -dequantize.with_weights(weights[1]).bound(flow, key, x, context)
+
+
+def fit_loss(
+    key,
+    flow: Flow,
+    x,
+    loss: Callable,
+    context=None,
+    dequantize: Dequantize | None = None,
+    *,
+    weights=None,
+    validation: Any = 0.1,
+    standardize: bool = True,
+    **options,
+) -> FitResult:
+    """Check and standardise data, then :func:`train` a flow by a loss of its own.
+
+    :param loss: ``loss(weights, flow, key, x)``, with ``context`` if there is one; with ``dequantize``, which
+        is trained too, weights and flow come as pairs with its own. Other arguments as for :func:`fit`.
+    """
+    x = _finite("x", x, 1 + len(flow.event_shape))
+    n = len(x)
+    if x.shape[1:] != flow.event_shape:
+        raise ValueError(f"x must be ({n}, {', '.join(map(str, flow.event_shape))}), got {x.shape}")
     if context is not None:
         context = _finite("context", context, 2)
         if context.shape != (n, flow.context):
@@ -95,24 +123,47 @@ def fit(
         rows = ~held_out
         if flow.event_scale is not None:
             inner = x[rows]
+            if dequantize is not None:
+                inner = dequantize.sample(split_key, inner, len(flow.event_shape))[0]
             for transform in flow.outer[::-1]:
                 inner = np.asarray(transform.inv(inner))
-            free = ~_discrete(flow)
-            scale = _scale(np.where(free, inner, 0), weights[rows], flow.event_scale)
-            flow = replace(flow, event_scale=scale)
+            inner = np.where(_discrete(flow), 0, inner)
+            flow = replace(flow, event_scale=_scale(inner, weights[rows], flow.event_scale))
         if context is not None:
             scale = _scale(context[rows], weights[rows], flow.context_scale)
             flow = replace(flow, context_scale=scale)
     dtype = jax.tree.leaves(flow.weights)[0].dtype
     data = [x.astype(dtype)] + ([] if context is None else [context.astype(dtype)])
-    best, *history = train(
-        key, _negative_log_prob, flow.weights, data, flow, weights=weights, held_out=held_out, **options
-    )
-    return FitResult(flow.with_weights(best), *history)
+    given = dict(weights=weights, held_out=held_out, **options)
+    if dequantize is None:
+        best, *history = train(key, loss, flow.weights, data, flow, **given)
+        return FitResult(flow.with_weights(best), *history)
+    both = flow.weights, dequantize.weights
+    best, *history = train(key, loss, both, data, (flow, dequantize), **given)
+    return FitResult(flow.with_weights(best[0]), *history, dequantize.with_weights(best[1]))
 
 
-def _negative_log_prob(weights, flow, key, x, context=None):
-    return -flow.with_weights(weights).randomized(key)(context).log_prob(x)
+def fit_mixture(flow: Flow, x, context=None, *, steps: int = 1000) -> Flow:
+    """Learn the weights of a MADE's ensemble from rows it was not trained on, by expectation-maximisation.
+
+    The log-likelihood is concave in the weights, so there is one maximum.
+
+    :param flow: from :func:`numpyro_maf.made` with ``masks`` above 1.
+    :param x: ``(N, D)``; ``context``: ``(N, C)`` or None.
+    :param steps: of expectation-maximisation.
+    :raises ValueError: for a flow that is no ensemble.
+    """
+    if not isinstance(flow.base, Made) or flow.base.masks == 1:
+        raise ValueError("fit_mixture takes a flow from made(..., masks=M) with M above 1")
+    d: Any = flow(context)
+    table = d.member_log_probs(jnp.asarray(x))  # (M, N)
+
+    def step(_, log_weights):
+        shares = jax.nn.softmax(table + log_weights[:, None], axis=0)
+        return jnp.log(jnp.maximum(shares.mean(1), 1e-12))
+
+    log_weights = lax.fori_loop(0, steps, step, jax.nn.log_softmax(flow.base.logits))
+    return replace(flow, base=replace(flow.base, logits=log_weights))
 
 
 def train(

@@ -22,9 +22,19 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax.tree_util import register_dataclass
-from numpyro.distributions.transforms import ReshapeTransform, biject_to
+from numpyro.distributions.transforms import biject_to
 
-from numpyro_maf.bijectors import EVENTS, Chain, Inverse, Logit, Probit, Standardize, static
+from numpyro_maf.bijectors import (
+    EVENTS,
+    Bijector,
+    Chain,
+    Inverse,
+    Logit,
+    Probit,
+    Reshape,
+    Standardize,
+    static,
+)
 from numpyro_maf.conditionals import Conditional, conditional_from_spec
 from numpyro_maf.distributions import FlowDistribution, is_real
 from numpyro_maf.made import MADE, Made
@@ -109,8 +119,8 @@ class Flow:
     def initialized(self, x, context=None) -> Flow:
         """With data-dependent parameters set from events: what an :class:`~numpyro_maf.ActNorm` asks for.
 
-        Going from data to base, each one gets the parameters with which its outputs have mean 0 and variance 1
-        over the batch (Kingma & Dhariwal 2018, section 3.1).
+        Going from data to base, each one gets the parameters with which its results have mean 0 and variance
+        1 over the batch (Kingma & Dhariwal 2018, section 3.1).
 
         :param x: ``(N, *event_shape)``, a batch of a hundred or more.
         :param context: ``(N, C)`` for a flow with context.
@@ -121,11 +131,13 @@ class Flow:
         return replace(self, bijectors=Chain(self.bijectors).initialized(x, scaled).bijectors)
 
     @property
-    def outer(self) -> tuple[Any, ...]:
+    def outer(self) -> tuple[Bijector, ...]:
         """Fixed transforms after the scaling: out of the reals into the unit box, from vectors to images."""
         alpha, shape = self._options.get("logit"), self.event_shape
-        outer: list[Any] = [] if alpha is None else [Inverse(Logit(alpha))]
-        return (*outer, ReshapeTransform(shape, (self.features,))) if len(shape) > 1 else tuple(outer)
+        outer: list[Bijector] = [] if alpha is None else [Inverse(Logit(alpha))]
+        if len(shape) > 1:
+            outer.append(Reshape(shape) if alpha is None else Reshape(shape, "box", float(alpha)))
+        return tuple(outer)
 
     @property
     def _prefix(self) -> tuple[Any, ...]:
@@ -230,7 +242,9 @@ def _check_options(options: dict[str, Any]) -> None:
     features = options["features"]
     shape = features if isinstance(features, tuple) else (features,)
     if len(shape) not in (1, 3) or not all(isinstance(n, (int, np.integer)) and n >= 1 for n in shape):
-        what = "integers (H, W, C) of at least 1" if isinstance(features, tuple) else "an integer of at least 1"
+        what = (
+            "integers (H, W, C) of at least 1" if isinstance(features, tuple) else "an integer of at least 1"
+        )
         raise ValueError(f"features must be {what}, got {features!r}")
     options["features"] = tuple(int(n) for n in shape)
     for name, least in [("context", 0), ("transforms", 1), ("levels", 1), ("masks", 1), ("heads", 0)]:

@@ -18,7 +18,7 @@ __all__ = ["halves", "checkerboard", "layers", "squeeze"]
 
 
 def squeeze(at: np.ndarray) -> np.ndarray:
-    """``(h, w, c) -> (h / 2, w / 2, 4 c)``: squares of four pixels become one (Dinh et al. 2017, section 3.6).
+    """``(h, w, c) -> (h / 2, w / 2, 4 c)``: four pixels become one (Dinh et al. 2017, section 3.6).
 
     :raises ValueError: for an odd height or width.
     """

@@ -7,9 +7,9 @@ Germain, Gregor, Murray & Larochelle, *MADE: Masked Autoencoder for Distribution
 :math:`p(x) = \prod_d p(x_d \mid x_{<d})`, each factor a :mod:`~numpyro_maf.conditionals` member whose
 parameters a masked network makes of the columns before.
 
-**Ensembles** (sections 4.2 and 4.3 there). The same weights under another order of the columns, or with their
-hidden units in another order of degrees, are another distribution. A member is nothing but a permutation of the
-weights; training draws one for each step, and the density is the mixture over all of them.
+**Ensembles** (sections 4.2 and 4.3 there). The same weights under another order of the columns, or with
+their hidden units in another order of degrees, are another distribution. A member is nothing but a permutation
+of the weights; training draws one for each step, and the density is the mixture over all of them.
 """
 
 from __future__ import annotations
@@ -272,7 +272,9 @@ class MADE(Stacking):
             given = given + jnp.where(jnp.asarray(known), plain, 0)
             if made.masks > 1 and made.member is None:
                 # Members that make the known columns likely are likelier.
-                logits = jnp.moveaxis(self.member_log_probs(jnp.broadcast_to(value, given.shape), known), 0, -1)
+                logits = jnp.moveaxis(
+                    self.member_log_probs(jnp.broadcast_to(value, given.shape), known), 0, -1
+                )
                 logits = logits + jax.nn.log_softmax(made.logits)
         numbers, orders, units, *_ = made.members()
         chosen = jnp.broadcast_to(numbers[0], shape)

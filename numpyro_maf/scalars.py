@@ -117,7 +117,7 @@ class Additive(Scalar):
 
 @dataclass(frozen=True)
 class MixtureCDF(Scalar):
-    r"""The distribution function ``F`` of a mixture, taken to the reals by the kernel's own quantile function.
+    r"""A mixture's distribution function ``F``, taken to the reals by the kernel's own quantile function.
 
     ``y = logit F(x)`` with logistic kernels, as in Flow++ (Ho et al. 2019, eq. 5 without the affine part),
     and ``y = probit F(x)`` with Gaussian ones; one component is an affine map. Onto a base with support

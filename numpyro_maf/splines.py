@@ -65,10 +65,10 @@ class RQSpline(Scalar):
 
 @dataclass(frozen=True)
 class CircularSpline(Scalar):
-    """Rational-quadratic spline of the circle ``[-pi, pi)``, then a rotation; slopes agree where it closes.
+    """Rational-quadratic spline of the circle ``[-pi, pi)``, then a rotation; slopes agree at the seam.
 
-    Rezende et al., *Normalizing Flows on Tori and Spheres* (2020), section 2.1.3. Networks see an angle by its
-    cosine and sine, so densities are periodic in everything.
+    Rezende et al., *Normalizing Flows on Tori and Spheres* (2020), section 2.1.3. Networks see an angle by
+    its cosine and sine, so densities are periodic in everything.
 
     :param bins: number of bins.
     :param min_bin: the least width and height of a bin, as a share of the circle.
@@ -130,7 +130,9 @@ class PiecewiseLinear(Scalar):
         return self.bins
 
     def _pieces(self, params):
-        heights = (self.min_density + (1 - self.min_density) * jax.nn.softmax(params, 0) * self.bins) / self.bins
+        heights = (
+            self.min_density + (1 - self.min_density) * jax.nn.softmax(params, 0) * self.bins
+        ) / self.bins
         width = jnp.full_like(heights, 1 / self.bins)
         return _left(width), width, _left(heights), heights
 
@@ -208,9 +210,7 @@ class PiecewiseQuadratic(Scalar):
 
 def _check_bins(scalar):
     if scalar.bins < 2 or not 0 <= scalar.bins * scalar.min_bin < 1:
-        raise ValueError(
-            f"{type(scalar).__name__} needs bins >= 2 and 0 <= bins * min_bin < 1, got {scalar}"
-        )
+        raise ValueError(f"{type(scalar).__name__} needs bins >= 2 and 0 <= bins * min_bin < 1, got {scalar}")
 
 
 def _check_density(scalar):
@@ -229,7 +229,7 @@ def _left(widths):
 
 
 def _pick(tables, left, value):
-    """The entries of each table ``(K, ...)`` for the bin, of those that begin at ``left``, which holds ``value``."""
+    """The entries of each table ``(K, ...)`` for the bin, of those from ``left``, that holds ``value``."""
     # A mask and a sum are several times faster on a CPU than a gather along the bins.
     above = value >= left[1:]
     yes, no = jnp.ones_like(above[:1]), jnp.zeros_like(above[:1])

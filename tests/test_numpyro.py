@@ -361,9 +361,11 @@ LAYERS = [
     {"nets", "splines", "distributions", "images"},
     {"conditioners"},
     {"autoregressive"},
-    {"made"},
+    {"made", "ode"},
     {"flow"},
-    {"builders", "fit", "io", "module", "hmm"},
+    {"builders", "dequantize", "io", "latent", "module", "hmm"},
+    {"fit"},
+    {"completion", "distill"},
 ]
 
 

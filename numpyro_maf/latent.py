@@ -1,0 +1,64 @@
+# Copyright Contributors to the numpyro_maf project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Latent arithmetic: a flow's base coordinates as a space to move in (Kingma & Dhariwal 2018, section 5.2).
+
+``d`` is what a flow gives when called: a :class:`~numpyro_maf.FlowDistribution`.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from numpyro_maf.distributions import FlowDistribution
+
+__all__ = ["attribute", "decode", "encode", "interpolate"]
+
+
+def encode(d: FlowDistribution, x):
+    """Where events stand in the base: ``(..., *event_shape) -> (..., D)``.
+
+    :raises TypeError: for a distribution that is no FlowDistribution, such as a MADE.
+    """
+    _check(d)
+    for transform in reversed(d.transforms):
+        x = transform.inv(x)
+    return x
+
+
+def decode(d: FlowDistribution, z):
+    """The events at places in the base: ``(..., D) -> (..., *event_shape)``, :func:`encode`'s inverse."""
+    _check(d)
+    for transform in d.transforms:
+        z = transform(z)
+    return z
+
+
+def interpolate(d: FlowDistribution, start, end, steps: int = 9):
+    """Events on the straight line in the base from one event to another, both included.
+
+    :param start: ``(..., *event_shape)``; ``end`` alike.
+    :param steps: how many events, 2 or more.
+    :return: ``(steps, ..., *event_shape)``.
+    """
+    if steps < 2:
+        raise ValueError(f"steps must be 2 or more, got {steps}")
+    a, b = encode(d, start), encode(d, end)
+    t = jnp.linspace(0, 1, steps, dtype=a.dtype).reshape(-1, *(1,) * a.ndim)
+    return decode(d, (1 - t) * a + t * b)
+
+
+def attribute(d: FlowDistribution, group, others):
+    """The direction in the base from other events to those of a group: difference of means, ``(D,)``.
+
+    ``decode(d, encode(d, x) + strength * attribute(d, group, others))`` gives an event more of what the
+    group has in common.
+
+    :param group: ``(N, *event_shape)``; ``others``: ``(M, *event_shape)``.
+    """
+    return encode(d, group).mean(0) - encode(d, others).mean(0)
+
+
+def _check(d):
+    if not isinstance(d, FlowDistribution):
+        raise TypeError(f"expected a FlowDistribution, what flow() gives, got {type(d).__name__}")
