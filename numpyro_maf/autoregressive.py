@@ -14,8 +14,9 @@ changes of ``x`` and ``p`` obey, for each dimension,
 
 where ``A`` and ``B`` are the scalar map's slopes in ``p`` and ``x`` and :math:`N_x` is the linearised
 network (through ``embed``, where a network sees several numbers of each value). This is triangular, so one
-more sweep solves it, and a sweep through the reversed network solves its transpose. Given to JAX as a linear solve, it is a rule for forward and reverse mode of every order; it
-stores one pass's activations and no trajectory. Reverse mode costs a pass, a sweep and a pass back.
+more sweep solves it, and a sweep through the reversed network solves its transpose. Given to JAX
+as a linear solve, it is a rule for forward and reverse mode of every order; it stores one pass's activations and
+no trajectory. Reverse mode costs a pass, a sweep and a pass back.
 """
 
 from __future__ import annotations
@@ -339,7 +340,7 @@ def network(activation, theta, inputs):
     for layer, offset in enumerate(hidden):
         before.append(layers.product(layer, h) + offset)
         h = ACTIVATIONS[activation](before[-1])
-    return before, layers.product(len(hidden), h) + last
+    return before, layers.product(len(hidden), h) + layers.skip(inputs) + last
 
 
 def _linear_network(layers, gains, dinputs):
@@ -347,7 +348,7 @@ def _linear_network(layers, gains, dinputs):
     h = dinputs
     for layer, gain in enumerate(gains):
         h = gain * layers.product(layer, h)
-    return layers.product(len(gains), h)
+    return layers.product(len(gains), h) + layers.skip(dinputs)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))

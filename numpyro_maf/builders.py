@@ -48,7 +48,8 @@ def maf(
 
     Papamakarios, Pavlakou & Murray (2017): ``u_d = (x_d - m(x_<d)) exp(-s(x_<d))`` in each transform, or any
     other scalar map ``u_d = f(x_d; p(x_<d))``. With ``base=made(key, features, columns=Mixture(10))`` it is
-    MAF MoG, with ``scalar=MixtureCDF()`` a flow of distribution functions. Choose it to fit densities to data.
+    MAF MoG, with ``scalar=MixtureCDF()`` a flow of distribution functions. Choose it to fit a density to
+    data.
 
     :param key: a ``jax.random`` key for the initial weights.
     :param features: D, the width of the events, 1 or more; or ``(H, W, C)``.
@@ -152,7 +153,7 @@ def _autoregressive(scheme: type[Autoregressive], key, features, transforms, ord
 @builder
 def made(
     key, features, *, columns=conditionals.Normal(), context=0, hidden=(64, 64), activation="silu",
-    order=None, masks=1, agnostic="both",
+    order=None, masks=1, agnostic="both", direct=True,
 ):  # fmt: skip
     """Masked autoencoder for distribution estimation: scoring is one pass, sampling one sweep.
 
@@ -166,6 +167,7 @@ def made(
         mixture of all. :func:`~numpyro_maf.fit_mixture` learns its weights.
     :param agnostic: what differs between them: ``"order"`` (section 4.2), ``"connectivity"``
         (section 4.3) or ``"both"``.
+    :param direct: connect columns to the conditionals of later ones directly too, beside the hidden layers.
     """
     if len(features) > 1:
         raise ValueError(f"made takes vectors, features must be an integer, got {features!r}")
@@ -175,7 +177,7 @@ def made(
     if len(each) != features[0]:
         raise ValueError(f"columns must hold {features[0]} conditionals, got {len(each)}")
     options = dict(context=context, hidden=hidden, activation=activation, order=order)
-    return Made.init(key, each, masks=masks, agnostic=agnostic, **options)
+    return Made.init(key, each, masks=masks, agnostic=agnostic, direct=direct, **options)
 
 
 # Coupling ---------------------------------------------------------------------------------------

@@ -56,8 +56,8 @@ def fit(key, flow: Flow, x, context=None, *, dequantize: Dequantize | None = Non
     :param dequantize: for integer events: their noise, new at every step and trained with the flow if it is
         a flow. The losses are then bounds.
     :param options: ``weights``, ``(N,)``, how much each row counts; ``validation``, the share of rows held
-        out at random, 0.1, or ``(N,)`` booleans, True for held out; ``standardize``, False to keep the scalings
-        that the flow has; and of :func:`train`: ``batch_size``, ``learning_rate``, ``max_epochs``,
+        out at random, 0.1, or ``(N,)`` booleans, True for held out; ``standardize``, False to keep the
+        scalings that the flow has; and of :func:`train`: ``batch_size``, ``learning_rate``, ``max_epochs``,
         ``patience``, ``optimizer``, ``progress``.
     :raises ValueError: for shapes that do not fit, and data or weights that are not finite.
     :raises FloatingPointError: when the loss stops being finite; the message names step and leaf.

@@ -8,8 +8,8 @@ Germain, Gregor, Murray & Larochelle, *MADE: Masked Autoencoder for Distribution
 parameters a masked network makes of the columns before.
 
 **Ensembles** (sections 4.2 and 4.3 there). The same weights under another order of the columns, or with
-their hidden units in another order of degrees, are another distribution. A member is nothing but a permutation
-of the weights; training draws one for each step, and the density is the mixture over all of them.
+their hidden units in another order of degrees, are another distribution. A member is nothing but a
+permutation of the weights; training draws one for each step, and the density is the mixture over all of them.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Made:
     agnostic: str = static(default="both")
 
     @classmethod
-    def init(cls, key, columns, *, context, hidden, activation, order, masks, agnostic) -> Made:
+    def init(cls, key, columns, *, context, hidden, activation, order, masks, agnostic, direct) -> Made:
         """Random weights; arguments as for :func:`numpyro_maf.flow.made`."""
         columns = tuple(columns)
         order = tuple(range(len(columns))) if order is None else check_order(order, len(columns))
@@ -72,7 +72,7 @@ class Made:
             initial[: column.num_params, d] = column.initial
         net = MaskedMLP.init(
             key, len(columns), count, hidden=hidden, context=context, activation=activation,
-            inputs=max(c.inputs for c in columns), initial=initial[:, np.array(order)],
+            inputs=max(c.inputs for c in columns), initial=initial[:, np.array(order)], direct=direct,
         )  # fmt: skip
         # The network's own order is that of the features: members permute it.
         back = np.argsort(order)

@@ -59,12 +59,18 @@ class Layers:
     :param degrees: one sorted tuple for each hidden layer: a unit of degree ``m`` sees the
         inputs below ``m`` and is seen by the outputs from ``m`` on. Empty for units in no order, which
         no sweep can take.
+    :param direct: ``(P, D, Q, D)`` from inputs to outputs, or None.
     """
 
     first: Any
     hidden: tuple[Any, ...]
     last: Any
     degrees: tuple[tuple[int, ...], ...] = static()
+    direct: Any = None
+
+    def skip(self, inputs):
+        """What the direct connections add to the outputs: ``(Q, D, B) -> (P, D, B)``, or 0."""
+        return 0.0 if self.direct is None else jnp.tensordot(self.direct, inputs, 2)
 
     def product(self, layer: int, inputs):
         """What a layer's matrix makes of its inputs, ``(H, B)``, or ``(Q, D, B)`` for the first.
@@ -105,6 +111,7 @@ class Layers:
             hidden=tuple(w[::-1, ::-1].T for w in self.hidden[::-1]),
             last=self.first[::-1, :, ::-1].transpose(1, 2, 0),
             degrees=tuple(tuple(features - m for m in ms[::-1]) for ms in self.degrees[::-1]),
+            direct=None if self.direct is None else self.direct[:, ::-1, :, ::-1].transpose(2, 3, 0, 1),
         )
 
 
@@ -121,11 +128,13 @@ class MaskedMLP:
     biases: tuple[Any, ...]  # (H1,), (H2,), …, (P, D)
     context_weight: Any  # (H1, C) or None
     activation: str = static(default="silu")
+    direct: Any = None  # (P, D, Q, D) or None
 
     @classmethod
     def init(
-        cls, key, features: int, outputs: int, *, hidden, context=0, activation="silu", inputs=1, initial=0.0
-    ) -> MaskedMLP:
+        cls, key, features: int, outputs: int, *, hidden, context=0, activation="silu", inputs=1, initial=0.0,
+        direct=False,
+    ) -> MaskedMLP:  # fmt: skip
         """Random weights, scaled by what the masks let through; the last layer starts near 0.
 
         :param key: a ``jax.random`` key.
@@ -135,6 +144,7 @@ class MaskedMLP:
         :param context: width of the context, 0 for none.
         :param inputs: Q, how many numbers the network is given for each dimension.
         :param initial: ``(P,)``, ``(P, D)`` or a number: where the outputs start.
+        :param direct: connect inputs to outputs too (Germain et al. 2015, section 4.1), at first by 0.
         :raises ValueError: for an empty ``hidden``, widths below 1 or an unknown activation.
         """
         hidden = check_hidden(hidden, activation)
@@ -149,7 +159,7 @@ class MaskedMLP:
             context_weight=jax.random.normal(context_key, (hidden[0], context)) if context else None,
             activation=activation,
         )
-        fan_in = [np.maximum(mask.sum(-1, keepdims=True), 1) for mask in net.masks]
+        fan_in = [np.maximum(mask.sum(-1, keepdims=True), 1) for mask in net.masks[:-1]]
         fan_in[0] = inputs * fan_in[0] + context
         scales = [1 / np.sqrt(n) for n in fan_in]
         scales[-1] = 0.1 * scales[-1]
@@ -157,7 +167,8 @@ class MaskedMLP:
         context_weight = net.context_weight
         if context_weight is not None:
             context_weight = context_weight * jnp.asarray(scales[0][:, 0], context_weight.dtype)
-        return cls(weights, net.biases, context_weight, activation)
+        skip = jnp.zeros((outputs, features, inputs, features)) if direct else None
+        return cls(weights, net.biases, context_weight, activation, skip)
 
     @property
     def features(self) -> int:
@@ -177,7 +188,7 @@ class MaskedMLP:
 
     @property
     def masks(self) -> tuple[np.ndarray, ...]:
-        """One boolean array for each weight: which inputs each row may see."""
+        """One boolean array for each weight, and the direct ones: which inputs each row may see."""
         return masks_of(np.arange(self.features), [np.asarray(m) for m in self.degrees])
 
     def layers(self, masks=None) -> Layers:
@@ -185,7 +196,10 @@ class MaskedMLP:
         degrees = self.degrees if masks is None else ()
         masks = self.masks if masks is None else masks
         first, *hidden, last = (jnp.where(mask, weight, 0) for mask, weight in zip(masks, self.weights))
-        return Layers(first, tuple(hidden), last, degrees)
+        direct = self.direct
+        if direct is not None:
+            direct = jnp.where(masks[-1], direct, 0)
+        return Layers(first, tuple(hidden), last, degrees, direct)
 
     def permuted(self, order, units) -> MaskedMLP:
         """The network with its dimensions and hidden units in another order, and so under other masks.
@@ -199,7 +213,8 @@ class MaskedMLP:
         last = last[:, order][..., units[-1]]
         biases = *(b[u] for b, u in zip(self.biases, units)), self.biases[-1][:, order]
         context = None if self.context_weight is None else self.context_weight[units[0]]
-        return MaskedMLP((first, *hidden, last), biases, context, self.activation)
+        direct = None if self.direct is None else self.direct[:, order][..., order]
+        return MaskedMLP((first, *hidden, last), biases, context, self.activation, direct)
 
     def offsets(self, context=None) -> tuple[Any, ...]:
         """What is added before each activation: biases, and the context's share in the first.
@@ -214,7 +229,7 @@ class MaskedMLP:
 
 
 def masks_of(places, degrees):
-    """One boolean array for each weight: which inputs each row may see.
+    """One boolean array for each weight, and the direct ones: which inputs each row may see.
 
     :param places: ``(D,)``, when each dimension is made.
     :param degrees: for each hidden layer ``(H,)``, the degree of each unit.
@@ -222,7 +237,8 @@ def masks_of(places, degrees):
     first = (degrees[0][:, None] > places)[:, None, :]
     hidden = [after[:, None] >= before for before, after in zip(degrees, degrees[1:])]
     last = places[:, None] >= degrees[-1]
-    return first, *hidden, last
+    direct = (places[:, None] > places)[:, None, :]
+    return first, *hidden, last, direct
 
 
 def check_hidden(hidden, activation: str) -> tuple[int, ...]:
@@ -277,12 +293,15 @@ def sweep(layers: Layers, offsets, activate, emit, gains=None, data=(), *, rows,
                 pre[l + 1] = pre[l + 1] + weight[ranges[l + 1], :done] @ units[l][:done]
         if done := own[-1][0]:
             out = out + layers.last[:, low:high, :done] @ units[-1][:done]
+        if low and layers.direct is not None:
+            out = out + jnp.tensordot(layers.direct[:, low:high, :, :low], inputs[:, :low], 2)
         # What the block contributes to itself, a group of dimensions at a time.
         local = Layers(
             first=layers.first[ranges[0], :, low:high],
             hidden=tuple(w[ranges[l + 1], ranges[l]] for l, w in enumerate(layers.hidden)),
             last=layers.last[:, low:high, ranges[-1]],
             degrees=(),
+            direct=None if layers.direct is None else layers.direct[:, low:high, :, low:high],
         )
         local_gains = [g if g is None else g[r] for g, r in zip(gains, ranges)]
         local_data = [a[..., low:high, :] for a in data]
@@ -317,6 +336,8 @@ def _within_block(block, local, pre, out, activate, emit, gains, data, rows, siz
             units[l] = put(units[l], h.astype(dtype), row, 0)
         params = cut(out, dim, block.dim_count, 1)
         params = params + cut(local.last, dim, block.dim_count, 1) @ units[-1]
+        if local.direct is not None:
+            params = params + jnp.tensordot(cut(local.direct, dim, block.dim_count, 1), inputs, 2)
         made, result = emit(params, *(cut(a, dim, block.dim_count, a.ndim - 2) for a in data))
         inputs = put(inputs, made.astype(dtype), dim, 1)
         results = put(results, result.astype(dtype), dim, 1)

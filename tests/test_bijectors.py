@@ -512,7 +512,7 @@ def test_sweep_inverts_networks_of_any_width(features, hidden, context, seed):
 def test_every_hidden_unit_is_of_use(features, width):
     """A unit that sees no input, or that no output sees, would be dead weight."""
     net = MaskedMLP.init(jax.random.key(0), features, 2, hidden=(width, width))
-    first, hidden, last = net.masks
+    first, hidden, last, _ = net.masks
     assert first.any((1, 2)).all() and hidden.any(1).all() and last.any(0).all()
     assert hidden.any(0).all()
 
