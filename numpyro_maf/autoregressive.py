@@ -14,9 +14,9 @@ changes of ``x`` and ``p`` obey, for each dimension,
 
 where ``A`` and ``B`` are the scalar map's slopes in ``p`` and ``x`` and :math:`N_x` is the linearised
 network (through ``embed``, where a network sees several numbers of each value). This is triangular, so one
-more sweep solves it, and a sweep through the reversed network solves its transpose. Given to JAX
-as a linear solve, it is a rule for forward and reverse mode of every order; it stores one pass's activations and
-no trajectory. Reverse mode costs a pass, a sweep and a pass back.
+more sweep solves it, and a sweep through the reversed network solves its transpose. Given to JAX as a linear
+solve, it is a rule for forward and reverse mode of every order; it stores one pass's activations and no
+trajectory. Reverse mode costs a pass, a sweep and a pass back.
 """
 
 from __future__ import annotations
