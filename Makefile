@@ -9,8 +9,9 @@ PYTHON312 ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.12*/bin/python3) p
 
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export MPLBACKEND = agg
+DATA ?= $(NUMPYRO_MAF_DATA)
 
-.PHONY: demo test test-all lint docs notebooks benchmark clean
+.PHONY: demo test test-all lint docs notebooks benchmark fits clean
 
 demo: $(VENV)/ready
 	$(BIN)/python -m numpyro_maf.examples.smart_home --out out/smart_home
@@ -32,9 +33,19 @@ docs: $(VENV)/ready
 notebooks: $(VENV)/ready
 	$(BIN)/python notebooks/run.py
 
-benchmark: $(VENV)/ready
-	$(BIN)/pip install -q -e ".[bench]"
+benchmark: $(VENV)/bench
 	$(BIN)/python benchmarks/speed.py
+
+# Fit, rather than speed; the first two need DATA=folder of real data. Hours on a laptop, all in all.
+fits: $(VENV)/bench
+	$(BIN)/python benchmarks/mnist.py --data $(DATA)
+	$(BIN)/python benchmarks/density.py --data $(DATA)
+	$(BIN)/python benchmarks/two_moons.py
+	$(BIN)/python benchmarks/digits.py
+
+$(VENV)/bench: $(VENV)/ready
+	$(BIN)/python -m pip install -q -e ".[bench]"
+	touch $@
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -97,7 +97,7 @@ def main():
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
         nm.save(args.out / "mnist_made.safetensors", flow)
-        picture(np.asarray(draw(flow, jax.random.key(3)))[:40], data.test[:40], args.out / "mnist.png")
+        picture(np.asarray(draw(flow, jax.random.key(3)))[:40], data.test[::250], args.out / "mnist.png")
 
 
 def picture(draws, images, path):

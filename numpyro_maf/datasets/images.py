@@ -31,8 +31,8 @@ def load_binarized_mnist(path: str | Path) -> Splits:
 
     Larochelle's binarisation, on which MADE (Germain et al. 2015) and others report nats an image.
 
-    :param path: an npz file with uint8 arrays ``train``, ``valid`` and ``test``, each ``(N, 98)``: rows of 784
-        bits, packed by ``numpy.packbits``; or the folder with ``binarized_mnist_packed.npz``.
+    :param path: an npz file with uint8 arrays ``train``, ``valid`` and ``test``, each ``(N, 98)``: rows of
+        784 bits, packed by ``numpy.packbits``; or the folder with ``binarized_mnist_packed.npz``.
     :return: uint8 arrays ``(N, 784)`` of 0 and 1, each row 28 rows of 28 pixels.
     :raises FileNotFoundError: for a missing file.
     :raises ValueError: for one that holds other arrays.

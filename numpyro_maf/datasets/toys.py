@@ -12,8 +12,8 @@ uniform on :math:`(0, \pi)` and both equally likely. So with noise :math:`\sigma
           \frac1\pi \int_0^\pi N(y;\, c(a), \sigma^2 I)\, da,
 
 and as :math:`|c| = 1` the integrand is :math:`\exp(y \cdot c(a) / \sigma^2)` times a factor of :math:`y`
-alone. That is an entire function of :math:`a`: Gauss-Legendre quadrature converges faster than any power of the
-number of nodes, once they resolve the width :math:`\sigma / \sqrt{|y|}`.
+alone. That is an entire function of :math:`a`: Gauss-Legendre quadrature converges faster than any power of
+the number of nodes, once they resolve the width :math:`\sigma / \sqrt{|y|}`.
 """
 
 import numpy as np
@@ -42,6 +42,8 @@ def two_moons(n: int, noise: float = 0.1, seed: int = 0) -> NDArray[np.float64]:
 
 def two_moons_log_prob(x: ArrayLike, noise: float = 0.1) -> NDArray[np.float64]:
     """Log-density of :func:`two_moons`, ``(..., 2) -> (...)``, in nats, to within 1e-8.
+
+    Far out, where it is itself large, to within 1e-10 of itself.
 
     Takes about 100 quadrature nodes with the noise of 0.1; as 1 / ``noise``, and as the square root of the
     farthest point's distance.
