@@ -9,11 +9,13 @@
 FOLDER holds the published files, see ``numpyro_maf.datasets.load_tabular``. Models, widths, steps and
 optimizers are those of table 1 of Papamakarios, Pavlakou & Murray, *Masked Autoregressive Flow* (2017), as in
 their code, and of table 1 of Durkan, Bekasov, Murray & Papamakarios, *Neural Spline Flows* (2019), as in its
-appendix B.1. As in the first, of networks with one and with two hidden layers that which validates better counts.
+appendix B.1. As in the first, of networks with one and with two hidden layers the one that validates better
+counts.
 
-What differs: no batch normalisation between layers (MAF, RealNVP); one network for scale and shift in place of
-two (RealNVP); plain networks of as many layers in place of residual ones, no dropout, no splines on the half
-that a coupling keeps, and validation after each epoch, not every 250 steps (NSF).
+What differs: no batch normalisation between layers (MAF, RealNVP); one network for scale and shift instead of
+two (RealNVP); plain networks of as many layers instead of residual ones, no dropout, no splines on the half
+that a coupling keeps, no linear map at the ends of the flow, and validation after each epoch instead of every
+250 steps (NSF).
 
 Printed: the mean in nats a row, plus or minus two standard errors over the test rows, as in both papers; what
 the paper has; seconds; the chosen hidden layers and the best epoch. ``gaussian`` takes seconds and checks the

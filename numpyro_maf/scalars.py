@@ -172,8 +172,10 @@ class MixtureCDF(Scalar):
         log_slope = logsumexp(log_weights - log_scales + log_density(z), axis=0)
         if self.kernel == "logistic":
             return below - above, log_slope - below - above
-        tail = _log_ndtri(jnp.minimum(below, above))
-        return jnp.where(below < above, tail, -tail), log_slope - _log_normal(tail)
+        # Not by jnp.minimum, whose derivative where both are equal is that of neither.
+        lower = below < above
+        tail = _log_ndtri(jnp.where(lower, below, above))
+        return jnp.where(lower, tail, -tail), log_slope - _log_normal(tail)
 
     def inverse(self, params, y):
         params = jnp.broadcast_to(params, (params.shape[0], *jnp.shape(y)))

@@ -1,5 +1,6 @@
 """Registries: register a thing once, and every law of its kind runs on it."""
 
+import math
 import os
 import pathlib
 from dataclasses import dataclass, replace
@@ -7,10 +8,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 import pytest
 
 import numpyro_maf as nm
+from numpyro_maf.conditionals import Mixture
+from numpyro_maf.nets import MaskedMLP
 
 jax.config.update(
     "jax_compilation_cache_dir",
@@ -30,6 +34,12 @@ class Case:
     features: int
     context: int = 0
     order: tuple[int, ...] | None = None  # of autoregressive bijectors
+    kind: str = "real"  # of the numbers in an event: "real", "unit" or "circle"
+    event_shape: tuple[int, ...] = ()  # of flows of images
+
+    def __post_init__(self):
+        if not self.event_shape:
+            object.__setattr__(self, "event_shape", (self.features,))
 
     def __call__(self, seed=0):
         """With weights far enough from the identity for a law to bite."""
@@ -39,7 +49,7 @@ class Case:
 def shaken(tree, seed, size=0.3):
     """Every leaf plus noise, but positive scales and fixed parts stay as they are."""
     if isinstance(tree, nm.Flow):
-        return replace(tree, bijectors=shaken(tree.bijectors, seed, size))
+        return tree.with_weights(shaken(tree.weights, seed, size))
     if isinstance(tree, nm.Standardize):
         return tree
     leaves, structure = jax.tree.flatten(tree)
@@ -54,7 +64,27 @@ SCALARS = {
     "additive": nm.Additive(),
     "spline": nm.RQSpline(bins=4, bound=3.0),
     "spline-2": nm.RQSpline(bins=2, bound=1.5),
+    "mixture": nm.MixtureCDF(3),
+    "mixture-1": nm.MixtureCDF(1),
+    "mixture-gaussian": nm.MixtureCDF(3, "gaussian"),
+    "compose": nm.Compose((nm.MixtureCDF(2), nm.Affine())),
+    "linear": nm.PiecewiseLinear(4),
+    "quadratic": nm.PiecewiseQuadratic(4),
+    "circular": nm.CircularSpline(4),
 }
+
+
+def inside(kind, x):
+    """Any real numbers, as numbers of a kind, and off the knots of equal bins."""
+    if kind == "unit":
+        return 0.0123 + 0.97 * jax.nn.sigmoid(x)
+    return np.pi * jnp.sin(x) * 0.999 if kind == "circle" else x
+
+
+def apart(kind, a, b):
+    """How far numbers are from each other, on the circle the short way."""
+    difference = np.asarray(a) - np.asarray(b)
+    return (difference + np.pi) % (2 * np.pi) - np.pi if kind == "circle" else difference
 
 
 def autoregressive(kind, features, **options):
@@ -63,7 +93,19 @@ def autoregressive(kind, features, **options):
         features,
         options.get("context", 0),
         options.get("order") or tuple(range(features)),
+        options.get("scalar", nm.Affine()).support,
     )
+
+
+def coupling(features, **options):
+    kind = options.get("scalar", nm.Affine()).support
+    make = lambda key: nm.Coupling.init(key, features, hidden=(6,), **options)  # noqa: E731
+    return Case(make, features, options.get("context", 0), kind=kind)
+
+
+def chain(key):
+    masked = MAF.init(key, 3, hidden=(5,), context=2)
+    return nm.Chain((masked, nm.Permute((2, 0, 1)), nm.LULinear.init(key, 3), nm.ActNorm.init(3)))
 
 
 MAF, IAF = nm.MaskedAutoregressive, nm.InverseAutoregressive
@@ -85,6 +127,34 @@ BIJECTORS = {
         3,
         2,
     ),
+    "masked-direct": Case(
+        lambda key: MAF(MaskedMLP.init(key, 4, 2, hidden=(5,), direct=True)), 4, order=(0, 1, 2, 3)
+    ),
+    "masked-mixture": autoregressive(MAF, 3, hidden=(6,), scalar=SCALARS["mixture"]),
+    "masked-circular": autoregressive(MAF, 3, hidden=(6,), context=1, scalar=SCALARS["circular"]),
+    "inverse-compose": autoregressive(IAF, 3, hidden=(6,), scalar=SCALARS["compose"]),
+    "elementwise-mixture": Case(lambda key: nm.Elementwise.init(key, 2, scalar=SCALARS["mixture-gaussian"]), 2),
+    "coupling": coupling(4),
+    "coupling-1d": coupling(1, context=2),
+    "coupling-spline": coupling(3, context=2, moved=(0, 2), scalar=SCALARS["spline"]),
+    "coupling-unit": coupling(3, scalar=SCALARS["quadratic"]),
+    "coupling-circular": coupling(3, scalar=SCALARS["circular"]),
+    "attention": Case(
+        lambda key: nm.Chain(nm.flowpp(key, 4, context=2, transforms=2, hidden=(4,), heads=2).bijectors), 4, 2
+    ),
+    "image": Case(
+        lambda key: nm.Chain(nm.glow(key, (2, 2, 2), transforms=1, hidden=(4,), levels=1).bijectors), 8
+    ),
+    "split": Case(
+        lambda key: nm.Chain(nm.realnvp(key, (4, 4, 1), transforms=1, hidden=(3,)).bijectors), 16
+    ),
+    "lu": Case(lambda key: nm.LULinear.init(key, 3), 3),
+    "lu-channels": Case(lambda key: nm.LULinear.init(key, 2), 4),
+    "actnorm": Case(lambda key: nm.ActNorm.init(2), 4),
+    "chain": Case(chain, 3, 2),
+    "part": Case(lambda key: nm.Part(nm.Coupling.init(key, 2, hidden=(4,)), (3, 1), 4), 4),
+    "logit": Case(lambda key: nm.Logit(0.05), 3, kind="unit"),
+    "probit": Case(lambda key: nm.Probit(), 3, kind="unit"),
     "permute": Case(lambda key: nm.Permute((2, 0, 3, 1)), 4),
     "standardize": Case(lambda key: nm.Standardize(jnp.array([1.0, -2.0]), jnp.array([0.5, 3.0])), 2),
 }
@@ -92,9 +162,22 @@ BIJECTORS = {
 
 def flow(builder, features, **options):
     options = {"transforms": 2, "hidden": (8,), **options}
-    return Case(lambda key: builder(key, features, **options), features, options.get("context", 0))
+    shape = features if isinstance(features, tuple) else (features,)
+    kind = "unit" if "logit" in options else getattr(options.get("scalar"), "support", "real")
+    return Case(
+        lambda key: builder(key, features, **options),
+        math.prod(shape),
+        options.get("context", 0),
+        kind={nm.nis: "unit", nm.circular: "circle"}.get(builder, kind),
+        event_shape=shape,
+    )
 
 
+def mog(key):
+    return nm.maf(key, 2, transforms=1, hidden=(6,), base=nm.made(key, 2, columns=Mixture(3), hidden=(6,)))
+
+
+beta = dist.Beta(5.0, 5.0).expand([2]).to_event(1)
 bounded = dist.Uniform(-1.0, 1.0).expand([2]).to_event(1)
 FLOWS = {
     "maf": flow(nm.maf, 2),
@@ -111,6 +194,23 @@ FLOWS = {
     "nsf-1d": flow(nm.nsf, 1, scalar=SCALARS["spline"]),
     "nsf-context": flow(nm.nsf, 2, context=2, scalar=SCALARS["spline"]),
     "nice": flow(nm.maf, 2, scalar=nm.Additive()),
+    "maf-linear": flow(nm.maf, 2, mixing="linear"),
+    "maf-mixture": flow(nm.maf, 2, transforms=1, scalar=SCALARS["mixture"]),
+    "maf-cdf": flow(nm.maf, 2, transforms=1, scalar=SCALARS["mixture-gaussian"], base=beta),
+    "maf-mog": Case(mog, 2),
+    "maf-logit": flow(nm.maf, 2, transforms=1, logit=0.05),
+    "nsf-coupling": flow(nm.nsf, 2, scalar=SCALARS["spline"], coupling=True, context=1),
+    "realnvp": flow(nm.realnvp, 2),
+    "realnvp-1d": flow(nm.realnvp, 1),
+    "realnvp-image": flow(nm.realnvp, (2, 2, 1), hidden=(4,), context=1, logit=0.05),
+    "nice-coupling": flow(nm.nice, 2),
+    "nis": flow(nm.nis, 2, scalar=SCALARS["quadratic"]),
+    "nis-context": flow(nm.nis, 2, scalar=SCALARS["linear"], context=1),
+    "glow": flow(nm.glow, 2),
+    "glow-context": flow(nm.glow, 2, context=1),
+    "flowpp": flow(nm.flowpp, 2, transforms=1, hidden=(4,), heads=2),
+    "circular": flow(nm.circular, 2, scalar=SCALARS["circular"]),
+    "circular-1d": flow(nm.circular, 1, scalar=SCALARS["circular"], context=1),
     "elementwise": flow(nm.elementwise, 2, scalar=SCALARS["spline"]),
     "elementwise-context": flow(nm.elementwise, 2, context=1, scalar=nm.Affine()),
 }

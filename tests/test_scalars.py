@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import SCALARS, each_scalar
+from conftest import SCALARS, apart, each_scalar, inside
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -30,6 +30,8 @@ def edges(scalar):
     bound = np.float32(getattr(scalar, "bound", 1.0))
     around = [np.nextafter(bound, np.float32(0)), bound, np.nextafter(bound, np.float32(9))]
     positive = np.array([0, 1e-30, 1e-3, 1, *around, 50, 1e4], np.float32)
+    if scalar.support == "circle":
+        positive = np.array([0, 1e-30, 1e-3, 1, 2, 3.1], np.float32)
     return np.concatenate([positive, -positive])
 
 
@@ -42,19 +44,30 @@ def both_ways(scalar):
         one = jnp.ones_like(x)
         (y, slope), (dy, _) = jax.jvp(partial(scalar.forward, params), (x,), (one,))
         (back, inverse_slope), (dx, _) = jax.jvp(partial(scalar.inverse, params), (y,), (one,))
-        forth = scalar.forward(params, scalar.inverse(params, x)[0])[0]
+        forth = scalar.forward(params, scalar.inverse(params, x)[0])
         pulled = jax.vmap(jax.grad(lambda p, x: scalar.forward(p, x)[0], 1), (1, 0))(params, x)
+        return y, (back, inverse_slope), forth, slope, inverse_slope, dy, dx, pulled
+
+    def errors(params, x):
+        y, *ways, slope, inverse_slope, dy, dx, pulled = jax.tree.map(np.asarray, run(params, x))
+        # A rounding error of the middle value grows by the second map's slope: where a mixture has next to
+        # no mass its distribution function is flat, and no inverse can know better.
+        back, forth = (
+            apart(scalar.support, there, x) / ((1 + abs(x)) * np.maximum(1, np.exp(log_slope)))
+            for there, log_slope in ways
+        )
         return y, back, forth, slope, inverse_slope, dy, dx, pulled
 
-    return lambda params, x: [np.asarray(a) for a in run(params, x)]
+    return errors
 
 
 def assert_laws(scalar, params, x, tolerance):
     close = partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance)
     y, back, forth, slope, inverse_slope, dy, dx, pulled = both_ways(scalar)(params, x)
-    close(back, x)
-    close(forth, x)
-    close(slope + inverse_slope, 0)
+    close(back, 0)
+    close(forth, 0)
+    flat = np.maximum(1, np.exp(-slope))
+    close((slope + inverse_slope) / flat, 0)
     close(slope, np.log(dy))
     close(inverse_slope, np.log(dx))
     close(pulled, dy)
@@ -69,7 +82,7 @@ def test_laws_for_any_parameters_and_points(scalar):
     @given(params, points)
     def check(params, x):
         with jax.enable_x64(True):
-            assert_laws(scalar, params, x, 1e-7)
+            assert_laws(scalar, params, np.asarray(inside(scalar.support, x)), 1e-7)
 
     check()
 
@@ -77,9 +90,11 @@ def test_laws_for_any_parameters_and_points(scalar):
 @each_scalar
 @pytest.mark.parametrize("seed", range(3))
 def test_monotone(scalar, seed, x64):
-    x = np.linspace(-6, 6, 400)
+    ends = {"real": (-6, 6), "unit": (0, 1), "circle": (-3.14, 3.14)}[scalar.support]
+    x = np.linspace(*ends, 400)
     params = np.repeat(parameters(scalar, 1, seed=seed), 400, 1)
     y, log_slope = jax.jit(scalar.forward)(params, x)
+    y = np.unwrap(y) if scalar.support == "circle" else y
     assert (np.diff(y) > 0).all()
     # The slope integrates to the rise.
     middle = (np.exp(log_slope[1:]) + np.exp(log_slope[:-1])) / 2
@@ -105,8 +120,8 @@ def test_edges_are_finite_and_right(scalar, size, x64):
     for value in (y, slope, inverse_slope, dy, dx):
         assert np.isfinite(value).all()
     tolerance = 1e-9 if size == 1 else 1e-5
-    np.testing.assert_allclose(back, x, rtol=tolerance, atol=tolerance)
-    np.testing.assert_allclose(forth, x, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(back, 0, atol=tolerance)
+    np.testing.assert_allclose(forth, 0, atol=tolerance)
 
 
 @each_scalar
@@ -138,11 +153,11 @@ def test_dtypes_are_kept(scalar, dtype, x64):
 
 @each_scalar
 def test_float32_round_trip(scalar):
-    x = np.linspace(-7, 7, 200, dtype=np.float32)
+    x = np.asarray(inside(scalar.support, np.linspace(-7, 7, 200, dtype=np.float32)))
     params = parameters(scalar, 200).astype(np.float32)
     _, back, forth, slope, inverse_slope, *_ = both_ways(scalar)(params, x)
-    np.testing.assert_allclose(back, x, rtol=1e-3, atol=1e-3)
-    np.testing.assert_allclose(forth, x, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(back, 0, atol=1e-4)
+    np.testing.assert_allclose(forth, 0, atol=1e-4)
     np.testing.assert_allclose(slope, -inverse_slope, atol=2e-2)
 
 
