@@ -181,9 +181,13 @@ class ConvNet:
         return x
 
     def _attend(self, query_key_value):
+        # Written out: jax.nn.dot_product_attention works in float32 whatever it is given.
         count, tokens, width = query_key_value.shape
         parts = query_key_value.reshape(count, tokens, 3, self.heads, width // 3 // self.heads)
-        return jax.nn.dot_product_attention(*jnp.moveaxis(parts, 2, 0)).reshape(count, tokens, width // 3)
+        query, key, value = jnp.moveaxis(parts, 2, 0)
+        scores = jnp.einsum("nqhf,nkhf->nhqk", query, key) / math.sqrt(query.shape[-1])
+        mixed = jnp.einsum("nhqk,nkhf->nqhf", jax.nn.softmax(scores, axis=-1), value)
+        return mixed.reshape(count, tokens, width // 3)
 
 
 def _joined(parts):

@@ -150,7 +150,10 @@ def _permutations(order, widths, masks: int, agnostic: str):
     orders, units = [np.array(order)], [[np.arange(h)] for h in widths]
     for member in range(1, masks):
         rng = np.random.default_rng(member)
-        orders.append(rng.permutation(order) if shuffle_order else orders[0])
+        drawn = [rng.permutation(order) for _ in range(20)] if shuffle_order else orders[:1]
+        # The first that no member has yet, if there is one.
+        had = {tuple(o) for o in orders}
+        orders.append(next((o for o in drawn if tuple(o) not in had), drawn[0]))
         for rows, h in zip(units, widths):
             rows.append(rng.permutation(h) if shuffle_units else rows[0])
     return np.stack(orders), tuple(np.stack(rows) for rows in units)

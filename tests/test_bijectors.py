@@ -14,10 +14,12 @@ from conftest import (
     BIJECTORS,
     SCALARS,
     Case,
+    apart,
     bound,
     context_of,
     each_autoregressive,
     each_bijector,
+    inside,
     parametrize,
     shaken,
 )
@@ -36,7 +38,7 @@ close = partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9)
 
 
 def points(case, *shape, scale=1.5):
-    return scale * jax.random.normal(jax.random.key(11), (*shape, case.features))
+    return inside(case.kind, scale * jax.random.normal(jax.random.key(11), (*shape, case.features)))
 
 
 def standard_normal(features):
@@ -77,7 +79,7 @@ def facts(case):
 @each_bijector
 def test_round_trip_and_log_det(case):
     at = facts(case)
-    close(at["back"], at["x"])
+    close(apart(case.kind, at["back"], at["x"]), 0)
     close(at["log_det"] + at["inverse_log_det"], 0)
     close(at["log_det"], np.linalg.slogdet(at["jacobian"])[1])
     close(at["inverse_log_det"], np.linalg.slogdet(at["inverse_jacobian"])[1])
@@ -95,10 +97,11 @@ def test_no_dimension_sees_a_later_one(case):
 
 @each_bijector
 def test_zero_weights_are_the_identity(case):
-    if not isinstance(case(), nm.Permute | nm.Standardize):
+    fixed = nm.Permute | nm.Standardize | nm.Chain | nm.Logit | nm.Probit
+    if not isinstance(case(), fixed):
         with jax.enable_x64(True):
             at = compiled(case)(jax.tree.map(jnp.zeros_like, case()))
-        close(at["y"], at["x"])
+        close(apart(case.kind, at["y"], at["x"]), 0)
         close(at["log_det"], 0)
 
 
@@ -106,7 +109,7 @@ def test_zero_weights_are_the_identity(case):
 def test_float32_round_trips_and_stays_float32(case):
     at = compiled(case, jacobians=False)(case())
     assert all(value.dtype == np.float32 for value in at.values())
-    np.testing.assert_allclose(at["back"], at["x"], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(apart(case.kind, at["back"], at["x"]), 0, atol=2e-3)
     np.testing.assert_allclose(at["log_det"], -at["inverse_log_det"], rtol=1e-3, atol=1e-3)
 
 
@@ -427,12 +430,12 @@ def test_extreme_inputs_stay_finite(case):
         assert np.isfinite(leaf).all()
 
 
-@each_bijector
+@each_case_of(BIJECTORS, lambda case: case.kind == "real" or case.context or case.order)
 @pytest.mark.parametrize("method", ["forward_and_log_det", "inverse_and_log_det"])
 def test_wrong_widths_are_errors(case, method):
     b = bound(case, case())
     for shape in [(case.features + 1,), (3, case.features + 1), ()]:
-        message = f"last axis {case.features}, got an array of shape {re.escape(str(shape))}"
+        message = rf"expects events with last axis .*{re.escape(str(shape))}"
         with pytest.raises(ValueError, match=message):
             getattr(b, method)(jnp.ones(shape))
 
