@@ -2,9 +2,9 @@
 
     python benchmarks/digits.py [--models realnvp glow flowpp] [--epochs 100] [--out FOLDER]
 
-17 grey levels, 1,437 images to train and 360 to test, drawn at random once. Printed: the mean of the bound on the
-negative log-probability in bits per dimension, with one sample of the noise and with 16 (importance weighted),
-plus or minus its standard error over test images, and seconds. With FOLDER, a picture of draws.
+17 grey levels, 1,437 images to train and 360 to test, drawn at random once. Printed: the mean of the bound
+on the negative log-probability in bits per dimension, with one sample of the noise and with 16 (importance
+weighted), plus or minus its standard error over test images, and seconds. With FOLDER, a picture of draws.
 For scale: the empirical frequencies of each pixel's levels, as if pixels were independent, and 17 equal ones.
 """
 
@@ -67,8 +67,9 @@ def main():
                 optax.clip_by_global_norm(5.0), optax.adam(optax.cosine_decay_schedule(2e-3, steps))
             )
             result = nm.fit(
-                jax.random.key(3), flow, rest, dequantize=dequantize, batch_size=BATCH, max_epochs=args.epochs,
-                patience=args.epochs, standardize=False, progress=False, optimizer=optimizer,
+                jax.random.key(3), flow, rest, dequantize=dequantize, batch_size=BATCH,
+                max_epochs=args.epochs, patience=args.epochs, standardize=False, progress=False,
+                optimizer=optimizer,
             )  # fmt: skip
             seconds = time.perf_counter() - start
             row = f"{name:10s} {kind:12s}"

@@ -3,9 +3,10 @@
     python benchmarks/mnist.py --data FOLDER [--hidden 3000] [--passes 4] [--out FOLDER]
 
 One hidden layer, one order (raster), one mask, direct connections. To keep a wide network from learning the
-50,000 images by heart, each is also shown shifted by up to one pixel each way, and the network is told the shift
-as its context; what is scored is the density given no shift. Germain et al. (2015) have 88.40 nats with one
-hidden layer of 8,000 units and one mask, 86.64 with two layers and 32 masks. FOLDER holds ``binarized_mnist/``.
+50,000 images by heart, each is also shown shifted by up to one pixel each way, and the network is told
+the shift as its context; what is scored is the density given no shift. Germain et al. (2015) have 88.40 nats
+with one hidden layer of 8,000 units and one mask, 86.64 with two layers and 32 masks. FOLDER holds
+``binarized_mnist/``.
 """
 
 import argparse

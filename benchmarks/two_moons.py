@@ -28,8 +28,12 @@ BOX = np.array([[-1.8, -1.4], [2.8, 1.9]])  # eight standard deviations of the n
 # name: builder, epochs, mapped to ("plane", "unit", "circle")
 MODELS = {
     "maf": (lambda key: nm.maf(key, 2, transforms=10, **WIDE), 60, "plane"),
-    "maf MoG": (lambda key: nm.maf(key, 2, base=nm.made(key, 2, columns=Mixture(10), **WIDE), **WIDE), 30, "plane"),
-    "maf CDF, normal": (lambda key: nm.maf(key, 2, transforms=2, scalar=nm.MixtureCDF(8), **WIDE), 30, "plane"),
+    "maf MoG": (
+        lambda key: nm.maf(key, 2, base=nm.made(key, 2, columns=Mixture(10), **WIDE), **WIDE), 30, "plane",
+    ),
+    "maf CDF, normal": (
+        lambda key: nm.maf(key, 2, transforms=2, scalar=nm.MixtureCDF(8), **WIDE), 30, "plane",
+    ),
     "maf CDF, uniform": (
         lambda key: nm.maf(
             key, 2, transforms=2, scalar=nm.MixtureCDF(8, "gaussian"),

@@ -50,7 +50,7 @@ class Conditioned(Bijector):
 
     def bind(self, context):
         """The same bijector with this context, ``(..., C)``; the batch axes become its batch shape."""
-        return replace(self, context=context)
+        return replace(self, context=context)  # type: ignore[call-arg]  # each has this field
 
     @property
     def batch_shape(self):

@@ -264,7 +264,9 @@ class Chain(Bijector):
 
     def inputs_of(self, known):
         for bijector in self.bijectors[::-1]:
-            known = None if known is None else bijector.inputs_of(known)
+            if known is None:
+                return None
+            known = bijector.inputs_of(known)
         return known
 
     def forward_and_log_det(self, x):
@@ -315,9 +317,11 @@ class Part(Bijector):
 
     def inputs_of(self, known):
         inner = frozenset(i for i, at in enumerate(self.indices) if at in known)
-        inner = inner if len(inner) in (0, len(self.indices)) else self.bijector.inputs_of(inner)
-        if inner is None:
-            return None
+        if len(inner) not in (0, len(self.indices)):
+            mapped = self.bijector.inputs_of(inner)
+            if mapped is None:
+                return None
+            inner = mapped
         return (known - set(self.indices)) | {self.indices[i] for i in inner}
 
     def forward_and_log_det(self, x):

@@ -56,8 +56,7 @@ def distill(
         raise ValueError(
             f"the flows take a context of width {teacher.context}: give rows of it, or none for 0"
         )
-    scales = dict(event_scale=teacher.event_scale, context_scale=teacher.context_scale)
-    student = replace(student, **scales)
+    student = replace(student, event_scale=teacher.event_scale, context_scale=teacher.context_scale)
     rows = None if context is None else jnp.asarray(context)
 
     def batch():

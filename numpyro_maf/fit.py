@@ -136,11 +136,12 @@ def fit_loss(
     data = [x.astype(dtype)] + ([] if context is None else [context.astype(dtype)])
     given = dict(weights=weights, held_out=held_out, **options)
     if dequantize is None:
-        best, *history = train(key, loss, flow.weights, data, flow, **given)
-        return FitResult(flow.with_weights(best), *history)
+        best, trained, validated, epoch = train(key, loss, flow.weights, data, flow, **given)
+        return FitResult(flow.with_weights(best), trained, validated, epoch)
     both = flow.weights, dequantize.weights
-    best, *history = train(key, loss, both, data, (flow, dequantize), **given)
-    return FitResult(flow.with_weights(best[0]), *history, dequantize.with_weights(best[1]))
+    best, trained, validated, epoch = train(key, loss, both, data, (flow, dequantize), **given)
+    noise = dequantize.with_weights(best[1])
+    return FitResult(flow.with_weights(best[0]), trained, validated, epoch, noise)
 
 
 def fit_mixture(flow: Flow, x, context=None, *, steps: int = 1000) -> Flow:

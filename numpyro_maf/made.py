@@ -29,7 +29,7 @@ from numpyro.distributions.batch_util import vmap_over
 from numpyro.distributions.util import validate_sample
 
 from numpyro_maf.autoregressive import enter, network
-from numpyro_maf.bijectors import Standardize, check_order, static
+from numpyro_maf.bijectors import Standardize, check_order, static, zeros_of
 from numpyro_maf.conditionals import Conditional
 from numpyro_maf.distributions import Stacking
 from numpyro_maf.nets import ACTIVATIONS, MaskedMLP, masks_of, sweep
@@ -229,8 +229,9 @@ class MADE(Stacking):
         :param known: ``(D,)`` booleans, the columns that count; None for all. It is a density of those where
             they come first in every member's order.
         """
-        made, total = self.made, 0.0
+        made = self.made
         value = jnp.asarray(value, jnp.result_type(value, *jax.tree.leaves(made.net)))
+        total = zeros_of(value)
         if self.scale is not None:
             value, total = self.scale.inverse_and_log_det(value)
             if known is not None:

@@ -3,7 +3,7 @@
 import math
 import os
 import pathlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -133,7 +133,9 @@ BIJECTORS = {
     "masked-mixture": autoregressive(MAF, 3, hidden=(6,), scalar=SCALARS["mixture"]),
     "masked-circular": autoregressive(MAF, 3, hidden=(6,), context=1, scalar=SCALARS["circular"]),
     "inverse-compose": autoregressive(IAF, 3, hidden=(6,), scalar=SCALARS["compose"]),
-    "elementwise-mixture": Case(lambda key: nm.Elementwise.init(key, 2, scalar=SCALARS["mixture-gaussian"]), 2),
+    "elementwise-mixture": Case(
+        lambda key: nm.Elementwise.init(key, 2, scalar=SCALARS["mixture-gaussian"]), 2
+    ),
     "coupling": coupling(4),
     "coupling-1d": coupling(1, context=2),
     "coupling-spline": coupling(3, context=2, moved=(0, 2), scalar=SCALARS["spline"]),
@@ -145,9 +147,7 @@ BIJECTORS = {
     "image": Case(
         lambda key: nm.Chain(nm.glow(key, (2, 2, 2), transforms=1, hidden=(4,), levels=1).bijectors), 8
     ),
-    "split": Case(
-        lambda key: nm.Chain(nm.realnvp(key, (4, 4, 1), transforms=1, hidden=(3,)).bijectors), 16
-    ),
+    "split": Case(lambda key: nm.Chain(nm.realnvp(key, (4, 4, 1), transforms=1, hidden=(3,)).bijectors), 16),
     "lu": Case(lambda key: nm.LULinear.init(key, 3), 3),
     "lu-channels": Case(lambda key: nm.LULinear.init(key, 2), 4),
     "actnorm": Case(lambda key: nm.ActNorm.init(2), 4),

@@ -12,7 +12,16 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from conftest import FLOWS, apart, bounded, context_of, each_context_flow, each_flow, flow, inside, parametrize, shaken
+from conftest import (
+    FLOWS,
+    bounded,
+    context_of,
+    each_context_flow,
+    each_flow,
+    inside,
+    parametrize,
+    shaken,
+)
 from numpyro.distributions import constraints
 from numpyro.distributions.batch_util import promote_batch_shape
 from numpyro.infer import MCMC, NUTS
@@ -70,7 +79,9 @@ def quadrature(case):
         ends = np.linspace(interval.lower_bound, interval.upper_bound, count + 1)
         points, widths = (ends[1:] + ends[:-1]) / 2, np.full(count, ends[1] - ends[0])
     y = np.stack(np.meshgrid(*[points] * case.features, indexing="ij"), -1).reshape(-1, case.features)
-    cell = np.stack(np.meshgrid(*[widths] * case.features, indexing="ij"), -1).reshape(-1, case.features).prod(1)
+    cell = (
+        np.stack(np.meshgrid(*[widths] * case.features, indexing="ij"), -1).reshape(-1, case.features).prod(1)
+    )
     mass = np.exp(np.asarray(score(d, y), float)) * cell
     mean = mass @ y
     return mass.sum(), mean, np.einsum("n,ni,nj->ij", mass, y - mean, y - mean)

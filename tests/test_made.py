@@ -120,7 +120,9 @@ def test_forbidden_dependencies_are_exactly_zero():
 # Continuous and mixed columns -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("columns", [(Normal(), Mixture(3)), (Normal(), Bernoulli()), (Categorical(3), Mixture(2))])
+@pytest.mark.parametrize(
+    "columns", [(Normal(), Mixture(3)), (Normal(), Bernoulli()), (Categorical(3), Mixture(2))]
+)
 @pytest.mark.parametrize("name", ["plain", "both"])
 def test_mixed_columns_integrate_to_one_and_draw_alike(columns, name):
     made = flow(name, columns=columns, seed=3, size=0.2, order=None)
@@ -162,7 +164,9 @@ def test_supports():
         assert flow(columns=(column,) * 2)().support is support
     binary, mixed = flow(columns=(Bernoulli(),) * 2)(), flow(columns=(Normal(), Categorical(3)))()
     np.testing.assert_array_equal(binary.support(jnp.array([[0, 1], [1, 2]])), [True, False])
-    np.testing.assert_array_equal(mixed.support(jnp.array([[0.3, 2.0], [0.3, 1.5], [5.0, 3.0]])), [True, False, False])
+    np.testing.assert_array_equal(
+        mixed.support(jnp.array([[0.3, 2.0], [0.3, 1.5], [5.0, 3.0]])), [True, False, False]
+    )
     assert binary.is_discrete and mixed.is_discrete and not flow(columns=(Normal(),))().is_discrete
 
 
