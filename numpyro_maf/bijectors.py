@@ -503,14 +503,12 @@ class Logit(Bijector):
         return known
 
     def forward_and_log_det(self, x):
-        # Open interval: what rounding put on its ends must stay finite.
-        info = jnp.finfo(jnp.result_type(x, float))
-        p = jnp.clip(self.alpha + (1 - 2 * self.alpha) * x, info.tiny, 1 - info.eps / 2)
+        p = _open(self.alpha + (1 - 2 * self.alpha) * x)
         y = jnp.log(p) - jnp.log1p(-p)
         return y, -self._log_slope(y).sum(-1)
 
     def inverse_and_log_det(self, y):
-        x = (jax.nn.sigmoid(y) - self.alpha) / (1 - 2 * self.alpha)
+        x = (_open(jax.nn.sigmoid(y)) - self.alpha) / (1 - 2 * self.alpha)
         return x, self._log_slope(y).sum(-1)
 
     def _log_slope(self, y):
@@ -528,13 +526,17 @@ class Probit(Bijector):
         return known
 
     def forward_and_log_det(self, x):
-        info = jnp.finfo(jnp.result_type(x, float))
-        y = ndtri(jnp.clip(x, info.tiny, 1 - info.eps / 2))
+        y = ndtri(_open(x))
         return y, -norm.logpdf(y).sum(-1)
 
     def inverse_and_log_det(self, y):
-        info = jnp.finfo(jnp.result_type(y, float))
-        return jnp.clip(ndtr(y), info.tiny, 1 - info.eps / 2), norm.logpdf(y).sum(-1)
+        return _open(ndtr(y)), norm.logpdf(y).sum(-1)
+
+
+def _open(p):
+    """Probabilities off 0 and 1, where rounding may put them, so far that slopes stay finite too."""
+    info = jnp.finfo(jnp.result_type(p, float))
+    return jnp.clip(p, info.tiny**0.8, 1 - info.eps / 2)
 
 
 @dataclass(frozen=True, eq=False)

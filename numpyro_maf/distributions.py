@@ -109,7 +109,7 @@ class FlowDistribution(Stacking, dist.TransformedDistribution):
 
     @validate_sample
     def _one_pass(self, value):
-        log_prob, event_dim = 0.0, self.event_dim
+        given, log_prob, event_dim = value, 0.0, self.event_dim
         for transform in reversed(self.transforms):
             if isinstance(transform, Bijector):
                 value, log_det = transform.inverse_and_log_det(value)
@@ -122,7 +122,8 @@ class FlowDistribution(Stacking, dist.TransformedDistribution):
         base = self.base_dist.log_prob(value)
         if not is_real(self.base_dist.support):
             base = jnp.where(self.base_dist.support(value), base, -jnp.inf)
-        return log_prob + sum_rightmost(base, event_dim - self.base_dist.event_dim)
+        log_prob = log_prob + sum_rightmost(base, event_dim - self.base_dist.event_dim)
+        return log_prob if is_real(self._codomain) else jnp.where(self._codomain(given), log_prob, -jnp.inf)
 
     def _sample(self, key, sample_shape):
         return dist.TransformedDistribution.sample(self, key, sample_shape)

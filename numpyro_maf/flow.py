@@ -22,7 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax.tree_util import register_dataclass
-from numpyro.distributions.transforms import biject_to
+from numpyro.distributions import constraints
+from numpyro.distributions.transforms import AffineTransform, biject_to
 
 from numpyro_maf.bijectors import (
     EVENTS,
@@ -147,9 +148,15 @@ class Flow:
             return ()
         if self.bijectors and not is_real(self.bijectors[0].domain):
             return ()
-        to_real = biject_to(base.support).inv
+        support = base.support
+        while isinstance(support, constraints.independent):
+            support = support.base_constraint
+        if not isinstance(support, constraints.interval):
+            return (biject_to(base.support).inv,)
+        low, high = support.lower_bound, support.upper_bound
+        to_box = AffineTransform(low, high - low, domain=constraints.unit_interval).inv
         gaussian = (self._options.get("scalar") or {}).get("kernel") == "gaussian"
-        return (to_real, Inverse(Logit()), Probit()) if gaussian else (to_real,)
+        return to_box, Probit() if gaussian else Logit()
 
     def _scaled(self, context):
         shape = jnp.shape(context)

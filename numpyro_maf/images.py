@@ -77,6 +77,8 @@ def layers(shape, plan, step, random: bool = False) -> tuple[Bijector, ...]:
         else:
             board = word == "checkerboard"
             moved = checkerboard(at.shape, number % 2) if board else halves(at.shape, number, random)
+            if not moved:
+                raise ValueError(f"events of shape {tuple(shape)} are too small for so many levels")
             steps += step(number, at.shape, moved)
             number += 1
     return tuple(b for steps in made[::-1] for b in steps)

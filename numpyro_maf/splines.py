@@ -101,7 +101,8 @@ class CircularSpline(Scalar):
         return _wrap(y + params[-1]), log_slope
 
     def inverse(self, params, y):
-        return _rational_inverse(self._pieces(params), _wrap(y - params[-1]))
+        x, log_slope = _rational_inverse(self._pieces(params), _wrap(y - params[-1]))
+        return jnp.minimum(x, math.pi), log_slope
 
     def embed(self, x):
         return jnp.stack([jnp.cos(x), jnp.sin(x)])
@@ -140,13 +141,15 @@ class PiecewiseLinear(Scalar):
         inside = (x >= 0) & (x <= 1)
         pieces = self._pieces(params)
         x0, w, y0, h = _pick(pieces, pieces[0], jnp.where(inside, x, 0.5))
-        return jnp.where(inside, y0 + (x - x0) / w * h, x), jnp.where(inside, jnp.log(h / w), 0.0)
+        y = jnp.minimum(y0 + (x - x0) / w * h, 1)
+        return jnp.where(inside, y, x), jnp.where(inside, jnp.log(h / w), 0.0)
 
     def inverse(self, params, y):
         inside = (y >= 0) & (y <= 1)
         pieces = self._pieces(params)
         x0, w, y0, h = _pick(pieces, pieces[2], jnp.where(inside, y, 0.5))
-        return jnp.where(inside, x0 + (y - y0) / h * w, y), jnp.where(inside, jnp.log(w / h), 0.0)
+        x = jnp.minimum(x0 + (y - y0) / h * w, 1)
+        return jnp.where(inside, x, y), jnp.where(inside, jnp.log(w / h), 0.0)
 
 
 @dataclass(frozen=True)
@@ -191,7 +194,7 @@ class PiecewiseQuadratic(Scalar):
         x0, w, y0, v0, v1 = _pick(pieces, pieces[0], at)
         t = (at - x0) / w
         y = y0 + t * w * (v0 + t * (v1 - v0) / 2)
-        return jnp.where(inside, y, x), jnp.where(inside, jnp.log(v0 + t * (v1 - v0)), 0.0)
+        return jnp.where(inside, jnp.minimum(y, 1), x), jnp.where(inside, jnp.log(v0 + t * (v1 - v0)), 0.0)
 
     def inverse(self, params, y):
         inside = (y >= 0) & (y <= 1)
@@ -202,7 +205,7 @@ class PiecewiseQuadratic(Scalar):
         rise = (at - y0) / w
         density = jnp.sqrt(v0**2 + 2 * (v1 - v0) * rise)
         x = x0 + w * 2 * rise / (v0 + density)
-        return jnp.where(inside, x, y), jnp.where(inside, -jnp.log(density), 0.0)
+        return jnp.where(inside, jnp.minimum(x, 1), y), jnp.where(inside, -jnp.log(density), 0.0)
 
 
 # Bins: tables (K, ...) ------------------------------------------------------------------------------
@@ -224,8 +227,8 @@ def _shares(raw, least: float):
 
 
 def _left(widths):
-    """Left ends of consecutive bins, from 0."""
-    return jnp.cumsum(widths, axis=0) - widths
+    """Left ends of consecutive bins, from 0 exactly."""
+    return jnp.concatenate([jnp.zeros_like(widths[:1]), jnp.cumsum(widths[:-1], axis=0)])
 
 
 def _pick(tables, left, value):

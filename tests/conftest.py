@@ -202,7 +202,7 @@ FLOWS = {
     "nsf-coupling": flow(nm.nsf, 2, scalar=SCALARS["spline"], coupling=True, context=1),
     "realnvp": flow(nm.realnvp, 2),
     "realnvp-1d": flow(nm.realnvp, 1),
-    "realnvp-image": flow(nm.realnvp, (2, 2, 1), hidden=(4,), context=1, logit=0.05),
+    "realnvp-image": flow(nm.realnvp, (2, 2, 1), hidden=(4,), context=1, logit=0.05, levels=1),
     "nice-coupling": flow(nm.nice, 2),
     "nis": flow(nm.nis, 2, scalar=SCALARS["quadratic"]),
     "nis-context": flow(nm.nis, 2, scalar=SCALARS["linear"], context=1),
