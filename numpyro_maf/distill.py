@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
 import optax
+from numpyro import handlers
 from numpyro.infer import SVI, Trace_ELBO
 
 from numpyro_maf.fit import FitResult
@@ -58,30 +58,24 @@ def distill(
         )
     student = replace(student, event_scale=teacher.event_scale, context_scale=teacher.context_scale)
     rows = None if context is None else jnp.asarray(context)
+    size = batch_size if rows is None else len(rows)
 
-    def batch():
-        if rows is None:
-            return None
-        with numpyro.handlers.block():
-            return rows[jax.random.randint(numpyro.prng_key(), (batch_size,), 0, len(rows))]
-
-    def given():
-        return None if rows is None else numpyro.deterministic("context", batch())
+    def draw(flow):
+        # The guide's rows are the model's too; divided by the size, the loss is a mean.
+        with handlers.scale(scale=1 / size), numpyro.plate("rows", size, min(batch_size, size)) as chosen:
+            numpyro.sample("x", flow(None if rows is None else rows[chosen]))
 
     def model():
-        with numpyro.plate("draws", batch_size):
-            numpyro.sample("x", teacher(given()))
+        draw(teacher)
 
     def guide():
-        flow = flow_module("student", student)
-        with numpyro.plate("draws", batch_size):
-            numpyro.sample("x", flow(given()))
+        draw(flow_module("student", student))
 
     if optimizer is None:
         schedule = optax.cosine_decay_schedule(learning_rate, num_steps)
         optimizer = optax.chain(optax.clip_by_global_norm(5.0), optax.adam(schedule))
     svi = SVI(model, guide, optimizer, Trace_ELBO())
     result = svi.run(key, num_steps, progress_bar=progress, stable_update=True)
-    losses = np.asarray(result.losses) / batch_size
+    losses = np.asarray(result.losses)
     trained = student.with_weights(result.params["student$params"])
     return FitResult(trained, losses, np.array([]), len(losses) - 1)

@@ -41,8 +41,11 @@ def points(case, *shape, scale=1.5):
     return inside(case.kind, scale * jax.random.normal(jax.random.key(11), (*shape, case.features)))
 
 
-def standard_normal(features):
-    return dist.Normal(0.0, 1.0).expand([features]).to_event(1)
+def base_of(case):
+    """A distribution with the support of the case's events."""
+    ends = {"unit": (0.0, 1.0), "circle": (-np.pi, np.pi)}.get(case.kind)
+    base = dist.Normal(0.0, 1.0) if ends is None else dist.Uniform(*ends)
+    return base.expand((case.features,)).to_event(1)
 
 
 # Value, log-determinant and Jacobian ------------------------------------------------------------
@@ -191,7 +194,7 @@ def test_fused_and_numpyro_paths_agree(case, x64):
 
 @each_bijector
 def test_distributions_of_both_kinds_agree(case, x64):
-    base = standard_normal(case.features)
+    base = base_of(case)
 
     @jax.jit
     def paths(bijector, context):

@@ -28,6 +28,7 @@ from numpyro.distributions.batch_util import promote_batch_shape
 from numpyro.infer import MCMC, NUTS
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
+from scipy import stats
 
 import numpyro_maf as nm
 from numpyro_maf.flow import BUILDERS
@@ -541,6 +542,37 @@ def test_builders_map_bounded_bases_to_the_reals(name):
     close(nm.encode(d, nm.decode(d, u)), u, rtol=1e-3, atol=1e-3)
     far = nm.encode(d, jnp.array([[30.0, 0.0], [-1e4, 1e4]]))
     assert d.base_dist.support(far).all()
+
+
+@pytest.mark.parametrize("base", [dist.Uniform(0.0, 1.0), dist.Beta(5.0, 5.0), dist.Normal(0.0, 1.0)])
+def test_flows_of_distribution_functions_are_scipys(base):
+    """Onto a base in the box, u = F(x) of a mixture of normals; onto a normal, the density is the mixture."""
+    scalar = nm.MixtureCDF(3, "gaussian")
+    flow = shaken(nm.elementwise(jax.random.key(0), 1, scalar=scalar, base=base.expand([1]).to_event(1)), 1)
+    logits, means, raw = np.split(np.asarray(flow.bijectors[0].params[:, 0], float), 3)
+    weights, scales = np.exp(logits) / np.exp(logits).sum(), np.exp(5 * np.tanh(raw / 5))
+    x = np.linspace(-4, 4, 41)
+    z = (x[:, None] - means) / scales
+    cdf, density = stats.norm.cdf(z) @ weights, stats.norm.pdf(z) / scales @ weights
+    if isinstance(base, dist.Normal):
+        cdf, expected = stats.norm.ppf(cdf), np.log(density)
+    else:
+        law = stats.beta(5, 5) if isinstance(base, dist.Beta) else stats.uniform()
+        expected = np.log(density) + law.logpdf(cdf)
+    close(nm.encode(flow(), x[:, None])[:, 0], cdf, rtol=1e-3)
+    close(flow().log_prob(x[:, None]), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_densities_of_angles_are_periodic():
+    d = distribution(FLOWS["circular"])
+    step = 1e-3
+    for turn in ([np.pi, 0.4], [0.4, np.pi]):
+        turn = np.array(turn)
+        side = np.where(turn == np.pi, 1.0, 0.0)
+        y = np.stack([turn, turn - 2 * np.pi * side, turn - step * side, turn + (step - 2 * np.pi) * side])
+        above, below, before, after = np.asarray(score(d, y.astype(np.float32)))
+        close(above, below, atol=1e-3)
+        close(before, after, atol=0.05)
 
 
 def test_any_builder_takes_the_same_arguments():
