@@ -4,7 +4,8 @@
 
 Same split, same standardisation, same width and depth, same number of steps of Adam with the same cosine
 schedule and clipping, best validation epoch: for all alike. What else a library decides, such as activation,
-initial weights and permutations, is as it comes. Printed: mean test log-likelihood in nats an event of the
+initial weights and permutations, is as it comes. The builders of boxes and angles get the events through the
+logistic function. Printed: mean test log-likelihood in nats an event of the
 standardised data, plus or minus its standard error over the test events, averaged over seeds of the weights;
 the spread between seeds; the difference to the best row, event by event, with its standard error; seconds.
 FOLDER holds ``occupancy/``, see ``numpyro_maf.datasets.load_occupancy``.
@@ -69,6 +70,8 @@ OURS = {
     "maf CDF": lambda key, d: nm.maf(key, d, hidden=HIDDEN, transforms=2, scalar=nm.MixtureCDF(8)),
     "iaf": lambda key, d: nm.iaf(key, d, hidden=HIDDEN),
     "nsf": lambda key, d: nm.nsf(key, d, hidden=HIDDEN),
+    "nsf, relu": lambda key, d: nm.nsf(key, d, hidden=HIDDEN, activation="relu"),
+    "maf, relu": lambda key, d: nm.maf(key, d, hidden=HIDDEN, activation="relu"),
     "nsf, mixed": lambda key, d: nm.nsf(key, d, hidden=HIDDEN, mixing="linear"),
     "nsf coupling": lambda key, d: nm.nsf(key, d, hidden=HIDDEN, transforms=6, coupling=True),
     "realnvp": lambda key, d: nm.realnvp(key, d, hidden=HIDDEN),
@@ -79,16 +82,29 @@ OURS = {
     "elementwise": lambda key, d: nm.elementwise(key, d),
     "made": lambda key, d: nm.made(key, d, columns=Normal(), hidden=HIDDEN),
     "made MoG": lambda key, d: nm.made(key, d, columns=Mixture(10), hidden=HIDDEN),
+    "nis": lambda key, d: nm.nis(key, d, hidden=HIDDEN),
+    "circular": lambda key, d: nm.circular(key, d, hidden=HIDDEN),
 }
+BOXES = {OURS["nis"]: (0, 1), OURS["circular"]: (-np.pi, np.pi)}
+
+
+def boxed(x, low, high):
+    """Real events through the logistic function into a box, and the map's log-determinant."""
+    u = 1 / (1 + np.exp(-x.astype(np.float64)))
+    log_det = np.log((high - low) * u * (1 - u)).sum(-1)
+    return (low + (high - low) * u).astype(np.float32), log_det
 
 
 def ours(build, x, held_out, test, epochs, seed):
     flow = build(jax.random.key(seed), x.shape[1])
+    log_det = 0.0
+    if build in BOXES:
+        (x, _), (test, log_det) = boxed(x, *BOXES[build]), boxed(test, *BOXES[build])
     result = nm.fit(
         jax.random.key(100 + seed), flow, x, validation=held_out, standardize=False, batch_size=BATCH,
         max_epochs=epochs, patience=epochs, progress=False, optimizer=optimizer((~held_out).sum(), epochs),
     )  # fmt: skip
-    return np.asarray(jax.jit(lambda flow, x: flow().log_prob(x))(result.flow, test))
+    return np.asarray(jax.jit(lambda flow, x: flow().log_prob(x))(result.flow, test)) + log_det
 
 
 def flowjax_model(kind):

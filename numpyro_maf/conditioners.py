@@ -21,7 +21,7 @@ from jax import lax
 from jax.tree_util import register_dataclass
 
 from numpyro_maf.bijectors import static
-from numpyro_maf.nets import ACTIVATIONS, check_hidden
+from numpyro_maf.nets import ACTIVATIONS, check_hidden, initial_biases
 
 __all__ = ["MLP", "ConvNet"]
 
@@ -48,13 +48,13 @@ class MLP:
         """
         hidden = check_hidden(hidden, activation)
         widths = (inputs, *hidden, math.prod(outputs))
-        keys = jax.random.split(key, len(widths) - 1)
+        *keys, bias_key = jax.random.split(key, len(widths))
         weights = [
             jax.random.normal(k, (a, b)) / math.sqrt(max(a, 1)) for k, a, b in zip(keys, widths, widths[1:])
         ]
         weights[-1] = 0.1 * weights[-1]
         initial = jnp.broadcast_to(jnp.asarray(initial, float)[..., None], outputs).ravel()
-        return cls(tuple(weights), (*map(jnp.zeros, hidden), initial), tuple(outputs), activation)
+        return cls(tuple(weights), (*initial_biases(bias_key, hidden), initial), tuple(outputs), activation)
 
     @property
     def inputs(self) -> int:

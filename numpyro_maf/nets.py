@@ -150,12 +150,12 @@ class MaskedMLP:
         hidden = check_hidden(hidden, activation)
         shapes: list[tuple[int, ...]] = [(hidden[0], inputs, features), *zip(hidden[1:], hidden[:-1])]
         shapes += [(outputs, features, hidden[-1])]
-        *keys, context_key = jax.random.split(key, len(shapes) + 1)
+        *keys, context_key, bias_key = jax.random.split(key, len(shapes) + 2)
         initial = jnp.asarray(initial, float)
         initial = initial[:, None] if initial.ndim == 1 else initial
         net = cls(
             weights=tuple(jax.random.normal(k, shape) for k, shape in zip(keys, shapes)),
-            biases=(*map(jnp.zeros, hidden), jnp.broadcast_to(initial, (outputs, features))),
+            biases=(*initial_biases(bias_key, hidden), jnp.broadcast_to(initial, (outputs, features))),
             context_weight=jax.random.normal(context_key, (hidden[0], context)) if context else None,
             activation=activation,
         )
@@ -251,6 +251,13 @@ def check_hidden(hidden, activation: str) -> tuple[int, ...]:
     if activation not in ACTIVATIONS:
         raise ValueError(f"unknown activation {activation!r}, expected one of {sorted(ACTIVATIONS)}")
     return hidden
+
+
+def initial_biases(key, hidden) -> list[Any]:
+    """Random biases of the hidden layers, so that few inputs bend in many places."""
+    # From zero biases all units bend at the mean: 0.1 to 0.4 nats worse on benchmarks/density.py.
+    keys = jax.random.split(key, len(hidden))
+    return [0.5 * jax.random.normal(k, (width,)) for k, width in zip(keys, hidden)]
 
 
 # The sweep ------------------------------------------------------------------------------------
