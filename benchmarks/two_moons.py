@@ -14,6 +14,7 @@ import time
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import optax
@@ -48,7 +49,7 @@ MODELS = {
     "nice": (lambda key: nm.nice(key, 2, transforms=8, **WIDE), 30, "plane"),
     "glow": (lambda key: nm.glow(key, 2, transforms=12, **WIDE), 60, "plane"),
     "flowpp": (lambda key: nm.flowpp(key, 2, hidden=(16, 16), heads=2), 10, "plane"),
-    "ffjord": (lambda key: nm.ffjord(key, 2, **WIDE), 10, "plane"),
+    "ffjord": (lambda key: nm.ffjord(key, 2, **WIDE), 25, "plane"),
     "made": (lambda key: nm.made(key, 2, **WIDE), 20, "plane"),
     "made MoG": (lambda key: nm.made(key, 2, columns=Mixture(10), **WIDE), 30, "plane"),
     "elementwise": (lambda key: nm.elementwise(key, 2), 20, "plane"),
@@ -89,9 +90,9 @@ def main():
         start = time.perf_counter()
         flow = build(jax.random.key(0))
         if name in ("glow", "flowpp"):
-            flow = replace(flow, event_scale=nm.Standardize(rows.mean(0), rows.std(0))).initialized(
-                rows[:1000]
-            )
+            flow = replace(
+                flow, event_scale=nm.Standardize(jnp.array(rows.mean(0)), jnp.array(rows.std(0)))
+            ).initialized(rows[:1000])
         flow = nm.fit(
             jax.random.key(1), flow, rows, batch_size=BATCH, max_epochs=epochs,
             patience=epochs, progress=False, optimizer=optimizer,

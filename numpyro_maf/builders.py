@@ -159,7 +159,8 @@ def made(
 
     Germain, Gregor, Murray & Larochelle (2015): ``p(x) = prod_d p(x_d | x_<d)``. Calling the flow gives a
     :class:`~numpyro_maf.MADE`. Choose it for binary and categorical data and tables of mixed columns; with
-    ``columns=Mixture(10)`` also as the base of another flow.
+    ``columns=Mixture(10)`` also as the base of another flow. One ``Normal()`` a column has one mode given the
+    columns before, so it does not reach two moons, which ``Mixture(10)`` does.
 
     :param columns: a member of :mod:`~numpyro_maf.conditionals` for all columns, or a tuple of one for each:
         ``Normal()``, ``Mixture(10)``, ``Bernoulli()``, ``Categorical(3)``.

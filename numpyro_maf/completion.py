@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +72,7 @@ def complete(
         )
     if allowed and method != "nuts":
         if isinstance(d, MADE):
-            return d.sample_given(key, x, seen, (num_samples,))
+            return jax.jit(type(d).sample_given, static_argnums=4)(d, key, x, seen, (num_samples,))
         return _ancestral(key, d, x, seen, num_samples)
     if isinstance(d, MADE) and d.is_discrete:
         raise ValueError("NUTS cannot draw discrete columns; reorder them, see made(order=)")
@@ -95,7 +96,7 @@ def _ancestral(key, d, x, seen, num_samples):
     known = frozenset(np.flatnonzero(seen).tolist())
     layers = tuple(t for t in d.transforms if isinstance(t, Bijector))
     inputs = known if len(known) in (0, seen.size) else Chain(layers).inputs_of(known)
-    filled = jnp.where(seen, x, d.sample(key))
+    filled = jnp.where(seen, x, decode(d, d.base_dist.sample(key)))
     fixed = np.isin(np.arange(seen.size), list(inputs or ()))
     z = jnp.where(fixed, encode(d, filled), d.base_dist.sample(key, (num_samples,)))
     return jnp.where(seen, x, decode(d, z))
@@ -106,7 +107,8 @@ def _by_nuts(key, d, x, seen, num_samples, num_warmup, num_chains, progress):
     free = np.flatnonzero(~seen)
     to_support = biject_to(d.support)
     # Numbers are mapped one by one, so that the seen ones stay where they are.
-    fixed = to_support.inv(jnp.where(seen, x, d.sample(start_key))).ravel()
+    starts = jax.jit(type(d).sample, static_argnums=2)(d, start_key, (200 * num_chains,))
+    fixed = to_support.inv(jnp.where(seen, x, starts[0])).ravel()
 
     def place(numbers):
         rows = jnp.broadcast_to(fixed, (*numbers.shape[:-1], fixed.size)).at[..., free].set(numbers)
@@ -122,7 +124,7 @@ def _by_nuts(key, d, x, seen, num_samples, num_warmup, num_chains, progress):
         plane = dist.ImproperUniform(constraints.real_vector, (), (len(free),))
         numpyro.factor("density", log_prob(numpyro.sample("unseen", plane)))
 
-    draws = to_support.inv(d.sample(start_key, (200 * num_chains,))).reshape(200 * num_chains, -1)[:, free]
+    draws = to_support.inv(starts).reshape(len(starts), -1)[:, free]
     chosen = jax.random.categorical(run_key, jax.jit(log_prob)(draws), shape=(num_chains,))
     mcmc = MCMC(
         NUTS(model, init_strategy=init_to_value(values={"unseen": draws[chosen[0]]})),
@@ -149,8 +151,12 @@ class Completer:
 
         :param x: ``(..., D)``; ``seen``: booleans that broadcast with it.
         """
-        d = self.flow(_context(self.flow, x, seen))
-        return jnp.where(seen, x, d.sample(key, sample_shape))
+        return _complete(self.flow, key, x, seen, tuple(sample_shape))
+
+
+@partial(jax.jit, static_argnames="sample_shape")
+def _complete(flow, key, x, seen, sample_shape):
+    return jnp.where(seen, x, flow(_context(flow, x, seen)).sample(key, sample_shape))
 
 
 def fit_completer(

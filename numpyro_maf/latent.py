@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 
 from numpyro_maf.distributions import FlowDistribution
@@ -21,17 +22,13 @@ def encode(d: FlowDistribution, x):
     :raises TypeError: for a distribution that is no FlowDistribution, such as a MADE.
     """
     _check(d)
-    for transform in reversed(d.transforms):
-        x = transform.inv(x)
-    return x
+    return _encode(d, x)
 
 
 def decode(d: FlowDistribution, z):
     """The events at places in the base: ``(..., D) -> (..., *event_shape)``, :func:`encode`'s inverse."""
     _check(d)
-    for transform in d.transforms:
-        z = transform(z)
-    return z
+    return _decode(d, z)
 
 
 def interpolate(d: FlowDistribution, start, end, steps: int = 9):
@@ -57,6 +54,21 @@ def attribute(d: FlowDistribution, group, others):
     :param group: ``(N, *event_shape)``; ``others``: ``(M, *event_shape)``.
     """
     return encode(d, group).mean(0) - encode(d, others).mean(0)
+
+
+# Compiled whole: one by one, the steps of a flow take seconds to compile.
+@jax.jit
+def _encode(d, x):
+    for transform in reversed(d.transforms):
+        x = transform.inv(x)
+    return x
+
+
+@jax.jit
+def _decode(d, z):
+    for transform in d.transforms:
+        z = transform(z)
+    return z
 
 
 def _check(d):
