@@ -10,44 +10,30 @@ is a frozen dataclass without arrays. Values are floats, also those of discrete 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 from numpyro.distributions import constraints
 
-__all__ = ["Bernoulli", "Categorical", "Conditional", "Mixture", "Normal"]
+from numpyro_maf.parametric import Parametric
 
-CONDITIONALS: dict[str, type[Conditional]] = {}
+__all__ = ["Bernoulli", "Categorical", "Conditional", "Mixture", "Normal"]
 
 
 @dataclass(frozen=True)
-class Conditional:
+class Conditional(Parametric):
     """A distribution of one number (abstract)."""
 
+    kind: ClassVar[str] = "conditional"
     is_discrete: ClassVar[bool] = False
-    inputs: ClassVar[int] = 1
-
-    def __init_subclass__(cls, **kwargs):
-        super().__init_subclass__(**kwargs)
-        CONDITIONALS[cls.__name__] = cls
 
     @property
     def support(self) -> constraints.Constraint:
         """Of one number."""
         raise NotImplementedError
-
-    @property
-    def num_params(self) -> int:
-        """How many parameters a column takes."""
-        raise NotImplementedError
-
-    @property
-    def initial(self) -> tuple[float, ...]:
-        """Where the parameters of an untrained network start."""
-        return (0.0,) * self.num_params
 
     def log_prob(self, params, x):
         """``(P, ...), (...) -> (...)``."""
@@ -56,15 +42,6 @@ class Conditional:
     def sample(self, params, uniform, normal):
         """A draw made of one uniform and one standard normal number: ``(P, ...), (...), (...) -> (...)``."""
         raise NotImplementedError
-
-    def embed(self, x):
-        """``(...) -> (inputs, ...)``: what the network of a later column sees of a value."""
-        return x[None]
-
-    @property
-    def spec(self) -> dict[str, Any]:
-        """The conditional as JSON-able values; :func:`conditional_from_spec` is the way back."""
-        return {"conditional": type(self).__name__, **asdict(self)}
 
 
 @dataclass(frozen=True)
@@ -192,18 +169,6 @@ class Categorical(Conditional):
     def embed(self, x):
         categories = jnp.arange(self.categories, dtype=x.dtype).reshape(-1, *(1,) * x.ndim)
         return (x == categories).astype(x.dtype)
-
-
-def conditional_from_spec(spec: dict[str, Any]) -> Conditional:
-    """The conditional that :attr:`Conditional.spec` describes.
-
-    :raises ValueError: for an unknown name.
-    """
-    options = dict(spec)
-    name = options.pop("conditional", None)
-    if name not in CONDITIONALS:
-        raise ValueError(f"unknown conditional {name!r}, expected one of {sorted(CONDITIONALS)}")
-    return CONDITIONALS[name](**options)
 
 
 def _bounded(raw, bound: float):

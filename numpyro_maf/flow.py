@@ -36,11 +36,11 @@ from numpyro_maf.bijectors import (
     Standardize,
     static,
 )
-from numpyro_maf.conditionals import Conditional, conditional_from_spec
 from numpyro_maf.distributions import FlowDistribution, is_real
 from numpyro_maf.made import MADE, Made
 from numpyro_maf.nets import check_hidden
-from numpyro_maf.scalars import Scalar, scalar_from_spec
+from numpyro_maf.parametric import Parametric, parametric_from_spec
+from numpyro_maf.scalars import Scalar
 
 __all__ = ["BUILDERS", "Flow", "builder", "from_spec"]
 
@@ -237,7 +237,7 @@ def builder(make: Callable) -> Callable[..., Flow]:
 
 
 def _to_json(value):
-    if isinstance(value, (Scalar, Conditional)):
+    if isinstance(value, Parametric):
         return value.spec
     if isinstance(value, np.integer):
         return int(value)
@@ -305,7 +305,7 @@ def _from_json(value):
     if isinstance(value, list):
         return tuple(map(_from_json, value))
     if isinstance(value, dict):
-        return scalar_from_spec(value) if "scalar" in value else conditional_from_spec(value)
+        return parametric_from_spec(value)
     return value
 
 

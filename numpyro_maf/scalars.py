@@ -13,9 +13,9 @@ Flows apply ``forward`` from data to base, an IAF from base to data.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -23,33 +23,18 @@ import numpy as np
 from jax import lax
 from jax.scipy.special import log_ndtr, logsumexp, ndtri
 
-__all__ = ["Additive", "Affine", "Compose", "MixtureCDF", "Scalar"]
+from numpyro_maf.parametric import Parametric, parametric_from_spec
 
-SCALARS: dict[str, type[Scalar]] = {}
+__all__ = ["Additive", "Affine", "Compose", "MixtureCDF", "Scalar"]
 
 
 @dataclass(frozen=True)
-class Scalar:
+class Scalar(Parametric):
     """A monotone scalar map (abstract)."""
 
+    kind: ClassVar[str] = "scalar"
     # Of values and results alike: "real", "unit" for [0, 1] or "circle" for [-pi, pi).
     support: ClassVar[str] = "real"
-    # How many numbers a network is given for each value, see embed.
-    inputs: ClassVar[int] = 1
-
-    def __init_subclass__(cls, **kwargs):
-        super().__init_subclass__(**kwargs)
-        SCALARS[cls.__name__] = cls
-
-    @property
-    def num_params(self) -> int:
-        """How many parameters the map takes per dimension."""
-        raise NotImplementedError
-
-    @property
-    def initial(self) -> tuple[float, ...]:
-        """Where the parameters of an untrained network start, ``(num_params,)``."""
-        return (0.0,) * self.num_params
 
     def forward(self, params, x):
         """``(P, ...), (...) -> (...), (...)``: the value and ``log dy/dx``."""
@@ -58,15 +43,6 @@ class Scalar:
     def inverse(self, params, y):
         """``(P, ...), (...) -> (...), (...)``: the preimage and ``log dx/dy``."""
         raise NotImplementedError
-
-    def embed(self, x):
-        """``(...) -> (inputs, ...)``: what the network of a later dimension sees of a value."""
-        return x[None]
-
-    @property
-    def spec(self) -> dict[str, Any]:
-        """The map as JSON-able values; :func:`scalar_from_spec` is the way back."""
-        return {"scalar": type(self).__name__, **asdict(self)}
 
 
 @dataclass(frozen=True)
@@ -195,7 +171,7 @@ class Compose(Scalar):
     maps: tuple[Scalar, ...] = (MixtureCDF(), Affine())
 
     def __post_init__(self):
-        maps = tuple(scalar_from_spec(m) if isinstance(m, dict) else m for m in self.maps)
+        maps = tuple(parametric_from_spec(m) if isinstance(m, dict) else m for m in self.maps)
         object.__setattr__(self, "maps", maps)
         if len(maps) < 2 or len({m.support for m in maps}) != 1:
             raise ValueError(f"Compose needs two or more maps with the same support, got {maps}")
@@ -240,18 +216,6 @@ class Compose(Scalar):
     @property
     def spec(self):
         return {"scalar": "Compose", "maps": [m.spec for m in self.maps]}
-
-
-def scalar_from_spec(spec: dict[str, Any]) -> Scalar:
-    """The scalar map that :attr:`Scalar.spec` describes.
-
-    :raises ValueError: for a name that is none of the scalar maps.
-    """
-    options = dict(spec)
-    name = options.pop("scalar", None)
-    if name not in SCALARS:
-        raise ValueError(f"unknown scalar map {name!r}, expected one of {sorted(SCALARS)}")
-    return SCALARS[name](**options)
 
 
 # Distribution functions and their inverses --------------------------------------------------------

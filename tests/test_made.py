@@ -16,7 +16,8 @@ from numpyro.contrib.control_flow import scan
 from numpyro.distributions import constraints
 
 import numpyro_maf as nm
-from numpyro_maf.conditionals import Bernoulli, Categorical, Mixture, Normal, conditional_from_spec
+from numpyro_maf.conditionals import Bernoulli, Categorical, Mixture, Normal
+from numpyro_maf.parametric import parametric_from_spec
 
 DISCRETE = (Categorical(3), Bernoulli(), Categorical(2), Bernoulli())
 STATES = np.array(list(itertools.product(range(3), range(2), range(2), range(2))))
@@ -295,6 +296,6 @@ def test_arguments_are_checked(options, error, message):
 
 @pytest.mark.parametrize("column", [Normal(3.0), Mixture(4), Bernoulli(), Categorical(5)])
 def test_conditionals_round_trip_through_json(column):
-    assert conditional_from_spec(json.loads(json.dumps(column.spec))) == column
+    assert parametric_from_spec(json.loads(json.dumps(column.spec))) == column
     with pytest.raises(ValueError, match="unknown conditional"):
-        conditional_from_spec({"conditional": "Poisson"})
+        parametric_from_spec({"conditional": "Poisson"})

@@ -357,7 +357,8 @@ def test_importing_is_silent_and_computes_nothing():
 
 PACKAGE = pathlib.Path(nm.__file__).parent
 LAYERS = [
-    {"bijectors", "diagnostics", "datasets", "conditionals", "scalars"},
+    {"bijectors", "diagnostics", "datasets", "parametric"},
+    {"conditionals", "scalars"},
     {"nets", "splines", "distributions", "images"},
     {"conditioners"},
     {"autoregressive"},

@@ -15,8 +15,7 @@ from scipy import stats
 from scipy.special import expit, softmax
 
 import numpyro_maf as nm
-from numpyro_maf.scalars import SCALARS as KINDS
-from numpyro_maf.scalars import scalar_from_spec
+from numpyro_maf.parametric import KINDS, parametric_from_spec
 
 POINTS = 9
 each_spline = pytest.mark.parametrize("name", ["spline", "spline-2"])
@@ -246,15 +245,22 @@ def test_parameters_do_not_act_outside_the_box(name):
 
 @each_scalar
 def test_spec_round_trips_through_json(scalar):
-    rebuilt = scalar_from_spec(json.loads(json.dumps(scalar.spec)))
+    rebuilt = parametric_from_spec(json.loads(json.dumps(scalar.spec)))
     assert rebuilt == scalar and hash(rebuilt) == hash(scalar) and rebuilt.spec == scalar.spec
-    assert type(scalar).__name__ in KINDS
+    assert type(scalar).__name__ in KINDS["scalar"]
 
 
-@pytest.mark.parametrize("spec", [{}, {"scalar": "Cubic"}, {"scalar": None}])
-def test_unknown_specs_are_refused(spec):
-    with pytest.raises(ValueError, match="unknown scalar map .*expected one of.*'Affine'"):
-        scalar_from_spec(spec)
+@pytest.mark.parametrize(
+    "spec, message",
+    [
+        ({}, "expected one of the keys .*'scalar'"),
+        ({"scalar": "Cubic"}, "unknown scalar 'Cubic', expected one of.*'Affine'"),
+        ({"scalar": None}, "unknown scalar None"),
+    ],
+)
+def test_unknown_specs_are_refused(spec, message):
+    with pytest.raises(ValueError, match=message):
+        parametric_from_spec(spec)
 
 
 @pytest.mark.parametrize(
