@@ -8,9 +8,9 @@
 
 FOLDER holds the published files, see ``numpyro_maf.datasets.load_tabular``. Models, widths, steps and
 optimizers are those of table 1 of Papamakarios, Pavlakou & Murray, *Masked Autoregressive Flow* (2017), as in
-their code, and of table 1 of Durkan, Bekasov, Murray & Papamakarios, *Neural Spline Flows* (2019), as in its
-appendix B.1. As in the first, of networks with one and with two hidden layers the one that validates better
-counts.
+their code, and of table 1 of Durkan, Bekasov, Murray & Papamakarios, *Neural Spline Flows* (2019), appendix
+B.1: the latter were written down without the appendix at hand, so check them before quoting a difference. As
+in the first, of networks with one and with two hidden layers the one that validates better counts.
 
 What differs: no batch normalisation between layers (MAF, RealNVP); one network for scale and shift instead of
 two (RealNVP); plain networks of as many layers instead of residual ones, no dropout, no splines on the half

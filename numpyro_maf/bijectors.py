@@ -46,10 +46,12 @@ EVENTS: dict[str, Any] = {
 @lru_cache(maxsize=64)
 def _box(alpha: float):
     """What :class:`Logit` maps to the reals: the unit box, or a little more."""
-    if alpha == 0:
-        return EVENTS["unit"]
+    return constraints.independent(constraints.interval(*_ends(alpha)), 1) if alpha else EVENTS["unit"]
+
+
+def _ends(alpha: float) -> tuple[float, float]:
     margin = alpha / (1 - 2 * alpha)
-    return constraints.independent(constraints.interval(-margin, 1 + margin), 1)
+    return -margin, 1 + margin
 
 
 @lru_cache(maxsize=64)
@@ -509,6 +511,7 @@ class Logit(Bijector):
 
     def inverse_and_log_det(self, y):
         x = (_open(jax.nn.sigmoid(y)) - self.alpha) / (1 - 2 * self.alpha)
+        x = jnp.clip(x, *_ends(self.alpha))  # where rounding may lead out
         return x, self._log_slope(y).sum(-1)
 
     def _log_slope(self, y):

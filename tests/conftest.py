@@ -1,5 +1,6 @@
 """Registries: register a thing once, and every law of its kind runs on it."""
 
+import itertools
 import math
 import os
 import pathlib
@@ -24,6 +25,15 @@ jax.config.update(
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 # Tests compile much and compute little: half the time. The fixture `optimized` turns it off.
 jax.config.update("jax_disable_most_optimizations", True)
+
+
+FINISHED = itertools.count(1)
+
+
+def pytest_runtest_teardown():
+    """Each compiled function holds memory maps, and a process may have only so many."""
+    if next(FINISHED) % 100 == 0:
+        jax.clear_caches()
 
 
 @dataclass(frozen=True)
