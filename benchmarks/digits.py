@@ -1,6 +1,6 @@
 """RealNVP, Glow and Flow++ on scikit-learn's 8x8 digits as images: bits per dimension of the test set.
 
-    python benchmarks/digits.py [--models realnvp glow flowpp] [--epochs 60] [--out FOLDER]
+    python benchmarks/digits.py [--models realnvp glow flowpp] [--epochs 40] [--out FOLDER]
 
 17 grey levels, 1,437 images to train and 360 to test, drawn at random once. Printed: the mean of the bound
 on the negative log-probability in bits per dimension, with one sample of the noise and with 16 (importance
@@ -40,7 +40,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--noise", nargs="+", default=list(KINDS), choices=list(KINDS))
-    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--out", type=pathlib.Path)
     args = parser.parse_args()
     for name in ("jax", "numpyro", "numpyro_maf"):
