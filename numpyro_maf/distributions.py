@@ -187,6 +187,11 @@ def _vmap_over_bijector(bijector: Bijector, **axes):
 
 def is_real(support) -> bool:
     """Whether a support is all of the reals, event axes aside."""
+    return of_one_number(support) is constraints.real
+
+
+def of_one_number(support):
+    """A support without its event axes."""
     while isinstance(support, constraints.independent):
         support = support.base_constraint
-    return support is constraints.real
+    return support

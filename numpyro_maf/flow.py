@@ -36,7 +36,7 @@ from numpyro_maf.bijectors import (
     Standardize,
     static,
 )
-from numpyro_maf.distributions import FlowDistribution, is_real
+from numpyro_maf.distributions import FlowDistribution, is_real, of_one_number
 from numpyro_maf.made import MADE, Made
 from numpyro_maf.nets import check_hidden
 from numpyro_maf.parametric import Parametric, parametric_from_spec
@@ -148,9 +148,7 @@ class Flow:
             return ()
         if self.bijectors and not is_real(self.bijectors[0].domain):
             return ()
-        support = base.support
-        while isinstance(support, constraints.independent):
-            support = support.base_constraint
+        support = of_one_number(base.support)
         if not isinstance(support, constraints.interval):
             return (biject_to(base.support).inv,)
         low, high = support.lower_bound, support.upper_bound

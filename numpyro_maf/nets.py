@@ -255,7 +255,7 @@ def check_hidden(hidden, activation: str) -> tuple[int, ...]:
 
 def initial_biases(key, hidden) -> list[Any]:
     """Random biases of the hidden layers, so that few inputs bend in many places."""
-    # From zero biases all units bend at the mean: 0.1 to 0.4 nats worse on benchmarks/density.py.
+    # From zero biases all units bend at the mean: worse in most rows of benchmarks/density.py.
     keys = jax.random.split(key, len(hidden))
     return [0.5 * jax.random.normal(k, (width,)) for k, width in zip(keys, hidden)]
 
