@@ -43,8 +43,10 @@ from numpyro_maf.completion import Completer, complete, fit_completer
 from numpyro_maf.dequantize import Dequantize, bits_per_dimension
 from numpyro_maf.distill import distill
 from numpyro_maf.distributions import FlowDistribution
+from numpyro_maf.elbo import PathELBO
 from numpyro_maf.fit import FitResult, fit, fit_mixture
 from numpyro_maf.flow import Flow, from_spec
+from numpyro_maf.guides import AutoFlow, AutoIAF, AutoMAF
 from numpyro_maf.hmm import HMM
 from numpyro_maf.io import load, save
 from numpyro_maf.latent import attribute, decode, encode, interpolate
@@ -60,6 +62,9 @@ __all__ = [
     "ActNorm",
     "Additive",
     "Affine",
+    "AutoFlow",
+    "AutoIAF",
+    "AutoMAF",
     "Autoregressive",
     "Bijector",
     "Chain",
@@ -80,6 +85,7 @@ __all__ = [
     "MaskedAutoregressive",
     "MixtureCDF",
     "Part",
+    "PathELBO",
     "Permute",
     "PiecewiseLinear",
     "PiecewiseQuadratic",

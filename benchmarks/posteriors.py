@@ -1,0 +1,264 @@
+# Copyright Contributors to the numpyro_maf project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Guides on real posteriors with reference draws, beside NumPyro's own; and NeuTra beside plain NUTS.
+
+    python benchmarks/posteriors.py DIR [--models …] [--guides …] [--neutra]
+
+DIR holds posteriordb's ``NAME.data.json`` and ``NAME.npz``, each array of reference draws (chains, draws).
+Every guide takes Adam and the same number of steps. Those of NumPyro take its ``Trace_ELBO`` with 10 draws a
+step; ours take ``PathELBO`` and a learning rate that decays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import optax
+from jax import lax
+from numpyro.distributions import constraints
+from numpyro.infer import MCMC, NUTS, SVI, Trace_ELBO, autoguide
+from numpyro.infer.reparam import NeuTraReparam
+
+import numpyro_maf as nm
+from numpyro_maf.diagnostics import c2st, psis
+
+# The models -------------------------------------------------------------------------------------
+
+
+def eight_schools(data):
+    mu = numpyro.sample("mu", dist.Normal(0, 5))
+    tau = numpyro.sample("tau", dist.HalfCauchy(5))
+    with numpyro.plate("schools", data["J"]):
+        theta = numpyro.sample("theta", dist.Normal(mu, tau))
+        numpyro.sample("y", dist.Normal(theta, data["sigma"]), obs=data["y"])
+
+
+def kidscore_momiq(data):
+    beta = numpyro.sample("beta", dist.ImproperUniform(constraints.real_vector, (), (2,)))
+    sigma = numpyro.sample("sigma", dist.HalfCauchy(2.5))
+    mean = beta[0] + beta[1] * data["mom_iq"]
+    numpyro.sample("kid_score", dist.Normal(mean, sigma), obs=data["kid_score"])
+
+
+def log10earn_height(data):
+    beta = numpyro.sample("beta", dist.ImproperUniform(constraints.real_vector, (), (2,)))
+    sigma = numpyro.sample("sigma", dist.ImproperUniform(constraints.positive, (), ()))
+    mean = beta[0] + beta[1] * data["height"]
+    numpyro.sample("log10_earn", dist.Normal(mean, sigma), obs=jnp.log10(data["earn"]))
+
+
+def ark(data):
+    y, k = data["y"], data["K"]
+    alpha = numpyro.sample("alpha", dist.Normal(0, 10))
+    beta = numpyro.sample("beta", dist.Normal(0, 10).expand([k]).to_event(1))
+    sigma = numpyro.sample("sigma", dist.HalfCauchy(2.5))
+    lagged = jnp.stack([y[k - 1 - i : len(y) - 1 - i] for i in range(k)], -1)
+    numpyro.sample("y", dist.Normal(alpha + lagged @ beta, sigma), obs=y[k:])
+
+
+def low_dim_gauss_mix(data):
+    mu = numpyro.sample("mu", dist.ImproperUniform(constraints.ordered_vector, (), (2,)))
+    numpyro.factor("mu_prior", dist.Normal(0, 2).log_prob(mu).sum())
+    sigma = numpyro.sample("sigma", dist.HalfNormal(2).expand([2]).to_event(1))
+    theta = numpyro.sample("theta", dist.Beta(5, 5))
+    which = dist.Categorical(jnp.stack([theta, 1 - theta]))
+    numpyro.sample("y", dist.MixtureSameFamily(which, dist.Normal(mu, sigma)), obs=data["y"])
+
+
+def gp_regr(data):
+    rho = numpyro.sample("rho", dist.Gamma(25, 4))
+    alpha = numpyro.sample("alpha", dist.HalfNormal(2))
+    sigma = numpyro.sample("sigma", dist.HalfNormal(1))
+    x = data["x"]
+    kernel = alpha**2 * jnp.exp(-((x[:, None] - x) ** 2) / (2 * rho**2)) + sigma * jnp.eye(len(x))
+    numpyro.sample("y", dist.MultivariateNormal(0.0, kernel), obs=data["y"])
+
+
+MODELS = {
+    "eight_schools-eight_schools_noncentered": eight_schools,
+    "kidiq-kidscore_momiq": kidscore_momiq,
+    "earnings-log10earn_height": log10earn_height,
+    "arK-arK": ark,
+    "low_dim_gauss_mix-low_dim_gauss_mix": low_dim_gauss_mix,
+    "gp_pois_regr-gp_regr": gp_regr,
+}
+
+# The guides: a guide of a model, its loss, its optimiser ----------------------------------------
+
+PEER = {"elbo": Trace_ELBO(10), "rate": 1e-3, "decay": False}
+OURS = {"elbo": nm.PathELBO(32), "rate": 5e-3, "decay": True}
+GUIDES = {
+    "AutoNormal": (autoguide.AutoNormal, PEER),
+    "AutoMultivariateNormal": (autoguide.AutoMultivariateNormal, PEER),
+    "AutoIAFNormal": (autoguide.AutoIAFNormal, PEER),
+    "AutoBNAFNormal": (autoguide.AutoBNAFNormal, PEER),
+    "AutoMAF": (nm.AutoMAF, OURS),
+    "AutoIAF": (nm.AutoIAF, OURS),
+    "AutoFlow(nsf)": (nm.AutoFlow, OURS),
+}
+
+
+def load(folder, name):
+    raw = json.loads((Path(folder) / f"{name}.data.json").read_text())
+    data = {k: np.asarray(v, np.float32) if isinstance(v, list) else v for k, v in raw.items()}
+    with np.load(Path(folder) / f"{name}.npz") as file:
+        return data, {k: file[k].reshape(-1) for k in file.files}
+
+
+def columns(draws, names):
+    """Draws by site as an array with the reference's columns, ``mu[1]`` for the first of a vector."""
+    made = []
+    for name in names:
+        site, _, index = name.partition("[")
+        value = np.asarray(draws[site])
+        made.append(value[..., int(index[:-1]) - 1] if index else value)
+    return np.stack(made, -1)
+
+
+def log_weights_of(model, guide, params, data, key, num_samples):
+    """Log target minus log guide at draws, and the draws."""
+
+    def one(key):
+        seeded = numpyro.handlers.seed(guide, key)
+        trace = numpyro.handlers.trace(numpyro.handlers.substitute(seeded, params)).get_trace(data)
+        latent = {k: s["value"] for k, s in trace.items() if s["type"] == "sample" and k[0] != "_"}
+        q = sum(
+            jnp.sum(s["fn"].log_prob(s["value"], s["intermediates"]) if s["intermediates"] else
+                    s["fn"].log_prob(s["value"])) for s in trace.values() if s["type"] == "sample"
+        )  # fmt: skip
+        p = numpyro.infer.util.log_density(model, (data,), {}, latent)[0]
+        return p - q, latent
+
+    return jax.jit(jax.vmap(one))(jax.random.split(key, num_samples))
+
+
+def run(model, data, make, settings, steps, chunks, key):
+    """Train; return guide, parameters, and at each chunk's end the time since the start and parameters."""
+    start = time.perf_counter()
+    rate = optax.cosine_decay_schedule(settings["rate"], steps) if settings["decay"] else settings["rate"]
+    guide = make(model)
+    svi = SVI(model, guide, optax.adam(rate), settings["elbo"])
+    state = svi.init(key, data)
+    history = [(time.perf_counter() - start, svi.get_params(state))]
+
+    @jax.jit
+    def several(state):
+        return lax.scan(lambda s, _: svi.update(s, data), state, length=steps // chunks)
+
+    for _ in range(chunks):
+        state, losses = several(state)
+        jax.block_until_ready(losses)
+        history.append((time.perf_counter() - start, svi.get_params(state)))
+    return guide, history
+
+
+def bench(folder, name, guides, steps, chunks, seed):
+    model = MODELS[name]
+    data, reference = load(folder, name)
+    names = list(reference)
+    reference = np.stack([reference[k] for k in names], -1)
+    target = None
+    for title in guides:
+        make, settings = GUIDES[title]
+        try:
+            guide, history = run(model, data, make, settings, steps, chunks, jax.random.key(seed))
+        except Exception as error:  # a peer that fails is a row of the table
+            print(f"| {name} | {title} | {type(error).__name__}: {error} |", flush=True)
+            continue
+        took, params = history[-1]
+        log_weights, draws = log_weights_of(model, guide, params, data, jax.random.key(7), 10_000)
+        log_weights = np.asarray(log_weights)
+        elbo = log_weights.mean()
+        draws = columns(draws, names)
+        sd = reference.std(0)
+        worst = np.abs((draws.mean(0) - reference.mean(0)) / sd).max()
+        try:
+            score = f"{c2st(reference, draws[: len(reference)], jobs=2):.3f}"
+        except ValueError as error:
+            score = str(error)
+        if title == "AutoIAFNormal":
+            target = elbo, took
+        reached = ""
+        if title in ("AutoMAF", "AutoIAF", "AutoFlow(nsf)") and target is not None:
+            reached = "never"
+            for seconds, params in history:
+                there = log_weights_of(model, guide, params, data, jax.random.key(8), 4000)[0].mean()
+                if there >= target[0]:
+                    reached = f"{seconds / target[1]:.2f}"
+                    break
+        print(
+            f"| {name} | {title} | {elbo:.3f} | {psis(log_weights).khat:.2f} | {score} | {worst:.3f} "
+            f"| {took:.1f} | {reached} |", flush=True,
+        )  # fmt: skip
+
+
+def neutra(folder, steps, seed, num_samples=5000):
+    """Effective samples a second of NUTS on eight schools, centred, plain and through a trained guide."""
+    data, _ = load(folder, next(iter(MODELS)))
+
+    def sample(title, model, extra=0.0):
+        start = time.perf_counter()
+        mcmc = MCMC(NUTS(model), num_warmup=1000, num_samples=num_samples, progress_bar=False)
+        mcmc.run(jax.random.key(seed), data, extra_fields=("diverging", "num_steps"))
+        draws = mcmc.get_samples(group_by_chain=True)
+        jax.block_until_ready(draws)
+        total = time.perf_counter() - start
+        # Once more, compiled, from other draws: the time of sampling alone.
+        start = time.perf_counter()
+        mcmc.post_warmup_state = mcmc.last_state
+        mcmc.run(jax.random.key(seed + 1), data, extra_fields=("diverging", "num_steps"))
+        draws = mcmc.get_samples(group_by_chain=True)
+        jax.block_until_ready(draws)
+        took = time.perf_counter() - start
+        fields = mcmc.get_extra_fields()
+        sites = {"mu": draws["mu"], "log_tau": jnp.log(draws["tau"]), "theta": draws["theta"]}
+        ess = min(float(np.min(numpyro.diagnostics.effective_sample_size(np.asarray(v)))) for v in sites.values())
+        print(
+            f"| {title} | {ess:.0f} | {ess / took:.0f} | {ess / (total + extra):.0f} "
+            f"| {int(fields['diverging'].sum())} | {float(fields['num_steps'].mean()):.1f} |", flush=True,
+        )  # fmt: skip
+
+    print("\n| sampler | least ESS | ESS a second, sampling | with warmup, compile, guide | divergences | steps |")
+    print("|---|---|---|---|---|---|", flush=True)
+    sample("NUTS", eight_schools)
+    for title, make in [("AutoIAF", nm.AutoIAF), ("AutoMAF", nm.AutoMAF), ("AutoFlow(nsf)", nm.AutoFlow)]:
+        guide, history = run(eight_schools, data, make, OURS, steps, 1, jax.random.key(seed))
+        took, params = history[-1]
+        sample(f"NeuTra, {title}", NeuTraReparam(guide, params).reparam(eight_schools), took)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", help="folder of posteriordb's files")
+    parser.add_argument("--models", nargs="*", default=list(MODELS))
+    parser.add_argument("--guides", nargs="*", default=list(GUIDES))
+    parser.add_argument("--steps", type=int, default=10_000)
+    parser.add_argument("--chunks", type=int, default=100, help="how often the ELBO is looked at")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--neutra", action="store_true", help="only NeuTra")
+    given = parser.parse_args()
+    print(
+        f"Python {platform.python_version()}, jax {jax.__version__}, numpyro {numpyro.__version__}, "
+        f"numpyro_maf {nm.__version__}; {given.steps} steps\n"
+    )
+    if not given.neutra:
+        print("| model | guide | ELBO | k-hat | C2ST | worst mean error / sd | seconds | time to AutoIAFNormal's |")
+        print("|---|---|---|---|---|---|---|---|", flush=True)
+        for name in given.models:
+            bench(given.data, name, given.guides, given.steps, given.chunks, given.seed)
+    neutra(given.data, given.steps, given.seed)
+
+
+if __name__ == "__main__":
+    main()
