@@ -46,13 +46,14 @@ from numpyro_maf.distributions import FlowDistribution
 from numpyro_maf.elbo import PathELBO
 from numpyro_maf.fit import FitResult, fit, fit_mixture
 from numpyro_maf.flow import Flow, from_spec
-from numpyro_maf.guides import AutoFlow, AutoIAF, AutoMAF
+from numpyro_maf.guides import AutoAmortized, AutoFlow, AutoIAF, AutoMAF
 from numpyro_maf.hmm import HMM
 from numpyro_maf.io import load, save
 from numpyro_maf.latent import attribute, decode, encode, interpolate
 from numpyro_maf.made import MADE
 from numpyro_maf.module import flow_module, random_flow_module
 from numpyro_maf.ode import FFJORD
+from numpyro_maf.priors import Joint, fit_sites, sample_sites
 from numpyro_maf.scalars import Additive, Affine, Compose, MixtureCDF, Scalar
 from numpyro_maf.splines import CircularSpline, PiecewiseLinear, PiecewiseQuadratic, RQSpline
 
@@ -62,6 +63,7 @@ __all__ = [
     "ActNorm",
     "Additive",
     "Affine",
+    "AutoAmortized",
     "AutoFlow",
     "AutoIAF",
     "AutoMAF",
@@ -80,6 +82,7 @@ __all__ = [
     "FlowDistribution",
     "Inverse",
     "InverseAutoregressive",
+    "Joint",
     "LULinear",
     "Logit",
     "MaskedAutoregressive",
@@ -108,6 +111,7 @@ __all__ = [
     "fit",
     "fit_completer",
     "fit_mixture",
+    "fit_sites",
     "flow_module",
     "flowpp",
     "from_spec",
@@ -122,5 +126,6 @@ __all__ = [
     "nsf",
     "random_flow_module",
     "realnvp",
+    "sample_sites",
     "save",
 ]

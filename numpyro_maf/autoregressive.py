@@ -101,12 +101,11 @@ class Autoregressive(Conditioned):
 
     def _parallel(self, x):
         x, theta, restore = self._enter(x)
-        _, params = network(self.net.activation, theta, self.scalar.embed(x))
-        return restore(*self.scalar.forward(params, x))
+        return restore(*_compiled_forward(self.scalar, self.net.activation, theta, x))
 
     def _sweep(self, u):
         u, theta, restore = self._enter(u)
-        return restore(*_inverse(self.scalar, self.net.activation, theta, u))
+        return restore(*_compiled_inverse(self.scalar, self.net.activation, theta, u))
 
     def _enter(self, x):
         """Events last to ``(D, B)`` in order, weights and offsets, and the way back."""
@@ -351,6 +350,11 @@ def _linear_network(layers, gains, dinputs):
     return layers.product(len(gains), h) + layers.skip(dinputs)
 
 
+def _forward(scalar, activation, theta, x):
+    """``u = g(x)``, and ``log du/dx`` of each dimension."""
+    return scalar.forward(network(activation, theta, scalar.embed(x))[1], x)
+
+
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _inverse(scalar, activation, theta, u):
     """``x`` with ``g(x) = u``, and ``log dx/du`` of each dimension."""
@@ -429,3 +433,9 @@ def _solve_linearised(layers, gains, slopes, a, b, given):
         return jnp.concatenate([cu, cparams])[:, ::-1]
 
     return lax.custom_linear_solve(matvec, given, solve, transpose_solve)
+
+
+# Outside of any jit one compilation takes the place of one for each operation; inside they dissolve.
+_compiled_forward, _compiled_inverse = (
+    jax.jit(f, static_argnums=(0, 1), inline=True) for f in (_forward, _inverse)
+)

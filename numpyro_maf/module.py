@@ -17,7 +17,7 @@ from numpyro_maf.flow import Flow
 __all__ = ["flow_module", "random_flow_module"]
 
 
-def flow_module(name: str, flow: Flow | Callable[..., Flow]) -> Flow:
+def flow_module(name: str, flow: Flow | Callable[..., Flow], *, frozen: bool = False) -> Flow:
     """Declare a flow's weights as the param site ``name$params``, and return the flow that has them.
 
     Base and scalings stay fixed. MCMC does not train param sites: it takes their initial values, so train
@@ -25,8 +25,13 @@ def flow_module(name: str, flow: Flow | Callable[..., Flow]) -> Flow:
 
     :param name: prefix of the site's name.
     :param flow: a flow, whose weights are the initial values, or a function ``key -> Flow``.
+    :param frozen: True for a flow, trained before, whose weights stay as they are: no site is declared.
     """
     template, init = _template(flow)
+    if frozen:
+        if not isinstance(flow, Flow):
+            raise TypeError("frozen=True takes a Flow, whose weights are known, not a function")
+        return flow
     return template.with_weights(numpyro.param(f"{name}$params", init))
 
 

@@ -1,0 +1,47 @@
+# Copyright Contributors to the numpyro_maf project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Networks that summarise data, whatever library they come from, as weights and a function."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from numpyro_maf.conditioners import MLP
+
+__all__ = ["as_network"]
+
+
+def as_network(encoder, key, example) -> tuple[Any, Callable]:
+    """A network as a pytree of weights and ``apply(weights, x)``, of batches ``(B, ...) -> (B, C)``.
+
+    :param encoder: widths of an MLP of the flattened rows, the last one C; a flax module, linen or nnx; or an
+        equinox module, which takes one row. Dropout and batch statistics are not supported.
+    :param key: for the weights that are not there yet.
+    :param example: a batch ``(B, ...)``.
+    :raises TypeError: for something else.
+    """
+    if isinstance(encoder, tuple):
+        *hidden, outputs = encoder
+        width = math.prod(jnp.shape(example)[1:])
+        net = MLP.init(key, width, (1, outputs), hidden=tuple(hidden))
+        return net, lambda net, x: net(None, x.reshape(len(x), -1))[..., 0, :]
+    kinds = {name: sys.modules.get(name) for name in ("flax.linen", "flax.nnx", "equinox")}
+    linen, nnx, equinox = kinds.values()
+    if linen and isinstance(encoder, linen.Module):
+        return encoder.init(key, example), encoder.apply
+    if nnx and isinstance(encoder, nnx.Module):
+        graph, weights, rest = nnx.split(encoder, nnx.Param, ...)
+        return weights, lambda weights, x: nnx.merge(graph, weights, rest)(x)
+    if equinox and isinstance(encoder, equinox.Module):
+        weights, rest = equinox.partition(encoder, equinox.is_inexact_array)
+        return weights, lambda weights, x: jax.vmap(equinox.combine(weights, rest))(x)
+    raise TypeError(
+        f"encoder must be a tuple of widths, or a flax or equinox module, got {type(encoder).__name__}"
+    )

@@ -1,0 +1,110 @@
+# Copyright Contributors to the numpyro_maf project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Learned priors: samples of named variables become one joint distribution, a prior in other models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+import numpyro
+from jax.tree_util import register_dataclass
+
+from numpyro_maf.builders import nsf
+from numpyro_maf.fit import fit
+from numpyro_maf.flow import Flow
+from numpyro_maf.module import flow_module
+from numpyro_maf.sites import Sites
+
+__all__ = ["Joint", "fit_sites", "sample_sites"]
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class Joint:
+    """A joint distribution over named sites: a flow of their unconstrained values.
+
+    A pytree, so it can be an argument of a model that is compiled once.
+
+    :param flow: of ``sites.width`` features.
+    :param sites: names, shapes, supports.
+    """
+
+    flow: Flow
+    sites: Sites
+
+    def sample(self, key, sample_shape=()) -> dict[str, Any]:
+        """Values by site, ``sample_shape + site.shape``, each on its support."""
+        return self.sites.constrain(self.flow().sample(key, sample_shape))
+
+    def log_prob(self, values) -> Any:
+        """Log-density of values by site, with equal leading axes, ``(...)``."""
+        vector = self.sites.unconstrain(values)
+        return self.flow().log_prob(vector) - self.sites.log_det(vector)
+
+
+def fit_sites(
+    key,
+    samples,
+    model: Callable,
+    *,
+    model_args=(),
+    model_kwargs=None,
+    builder: Callable[..., Flow] = partial(nsf, transforms=3),
+    **options,
+) -> Joint:
+    """Fit one joint distribution to samples of a model's sites: an earlier posterior, say.
+
+    :param key: a ``jax.random`` key.
+    :param samples: by site, ``(N, *shape)``: a dictionary, a ``MCMC`` that has run, or ArviZ's InferenceData
+        or DataTree with a group ``posterior``. Names that are no latent sites of the model are left out.
+    :param model: gives supports and shapes; run with ``model_args`` and ``model_kwargs``.
+    :param builder: ``(key, features) -> Flow``.
+    :param options: of :func:`~numpyro_maf.fit`, such as ``weights``, ``(N,)``, how much each sample counts.
+    :raises ValueError: when no site is there, for discrete sites, and samples outside their support.
+    """
+    values = _by_name(samples)
+    sites = Sites.of(model, set(values), model_args, model_kwargs)
+    vector = np.asarray(sites.unconstrain({name: values[name] for name in sites.names}))
+    for name, support in zip(sites.names, sites.supports):
+        inside = np.asarray(support(values[name]))
+        if not inside.all():
+            raise ValueError(f"samples of {name!r} lie outside its support {support}")
+    init_key, fit_key = jax.random.split(jax.random.key(key) if isinstance(key, int) else key)
+    flow = builder(init_key, sites.width)
+    return Joint(fit(fit_key, flow, vector, **options).flow, sites)
+
+
+def sample_sites(name: str, joint: Joint, *, frozen: bool = True) -> dict[str, Any]:
+    """Use a joint distribution as the prior of its sites in a model.
+
+    Its vector is the sample site ``name``; the values follow as deterministic sites of their own names.
+
+    :param joint: from :func:`fit_sites`.
+    :param frozen: False to train its weights too, from where they are, as the param site ``name$params``.
+    :return: values by site.
+    """
+    if not isinstance(joint, Joint):
+        raise TypeError(f"sample_sites takes a Joint from fit_sites, got {type(joint).__name__}")
+    vector = numpyro.sample(name, flow_module(name, joint.flow, frozen=frozen)())
+    return {k: numpyro.deterministic(k, v) for k, v in joint.sites.constrain(vector).items()}
+
+
+def _by_name(samples) -> dict[str, Any]:
+    """Samples by name, ``(N, ...)``, from what holds them."""
+    if hasattr(samples, "get_samples"):
+        return samples.get_samples()
+    if hasattr(samples, "posterior"):
+        group = samples.posterior
+        flat = {k: np.asarray(group[k]) for k in group.data_vars}
+        return {k: v.reshape(-1, *v.shape[2:]) for k, v in flat.items()}
+    if isinstance(samples, dict):
+        return samples
+    raise TypeError(
+        f"samples must be a dict, an MCMC, InferenceData or DataTree, got {type(samples).__name__}"
+    )

@@ -1,0 +1,118 @@
+# Copyright Contributors to the numpyro_maf project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Named latent variables of a model as one unconstrained vector, and back."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import register_dataclass
+from numpyro import handlers
+from numpyro.distributions.transforms import biject_to
+from numpyro.distributions.util import sum_rightmost
+
+from numpyro_maf.bijectors import static
+
+__all__ = ["Sites", "latent_trace"]
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class Sites:
+    """Names, shapes and supports of variables, and the bijection of all of them to the reals.
+
+    Each variable is mapped by NumPyro's ``biject_to`` of its support; the results follow one another in
+    a vector ``(..., D)``.
+
+    :param supports: one NumPyro constraint for each name.
+    :param names: of the sites; ``shapes``: of their values, without sample axes.
+    """
+
+    supports: tuple[Any, ...]
+    names: tuple[str, ...] = static()
+    shapes: tuple[tuple[int, ...], ...] = static()
+
+    @classmethod
+    def of(cls, model, names=None, model_args=(), model_kwargs=None) -> Sites:
+        """The latent variables of a model, or those of ``names``, in the model's order.
+
+        :raises ValueError: for discrete variables, and supports that depend on other variables.
+        """
+        trace, other = (latent_trace(model, model_args, model_kwargs, seed) for seed in (0, 1))
+        chosen = {k: s for k, s in trace.items() if names is None or k in names}
+        if not chosen:
+            raise ValueError(
+                f"none of the model's latent sites {sorted(trace)} is among {sorted(names or [])}"
+            )
+        for name, site in chosen.items():
+            if site["fn"].support.is_discrete:
+                raise ValueError(f"site {name!r} is discrete; only continuous sites map to the reals")
+            ends = [jax.tree.leaves(t[name]["fn"].support) for t in (trace, other)]
+            if not all(jnp.array_equal(a, b) for a, b in zip(*ends)):
+                raise ValueError(f"the support of site {name!r} depends on other sites")
+        return cls(
+            tuple(s["fn"].support for s in chosen.values()),
+            tuple(chosen),
+            tuple(jnp.shape(s["value"]) for s in chosen.values()),
+        )
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return sum(math.prod(shape) for _, _, shape in self._parts())
+
+    def _parts(self):
+        """Names, transforms and shapes on the unconstrained side."""
+        for name, support, shape in zip(self.names, self.supports, self.shapes):
+            transform = biject_to(support)
+            yield name, transform, transform.inverse_shape(shape)
+
+    def _split(self, vector):
+        start = 0
+        for name, transform, shape in self._parts():
+            size = math.prod(shape)
+            part = vector[..., start : start + size]
+            yield name, transform, part.reshape(*part.shape[:-1], *shape)
+            start += size
+
+    def constrain(self, vector) -> dict[str, Any]:
+        """``(..., D)`` to values by name, each on its support."""
+        return {name: transform(part) for name, transform, part in self._split(vector)}
+
+    def unconstrain(self, values) -> Any:
+        """Values by name, with equal leading axes, to ``(..., D)``.
+
+        :raises ValueError: for missing names and shapes that do not end in the sites' own.
+        """
+        columns = []
+        for (name, transform, inner), shape in zip(self._parts(), self.shapes):
+            if name not in values:
+                raise ValueError(f"no values for site {name!r}")
+            value = jnp.asarray(values[name])
+            batch = value.shape[: value.ndim - len(shape)]
+            if value.shape != (*batch, *shape):
+                raise ValueError(f"{name!r} must have shape (..., *{shape}), got {value.shape}")
+            columns.append(transform.inv(value).reshape(*batch, math.prod(inner)))
+        return jnp.concatenate(columns, -1)
+
+    def log_det(self, vector) -> Any:
+        """``(..., D) -> (...)``: log absolute determinant of :meth:`constrain`'s Jacobian."""
+        batch, total = vector.ndim - 1, jnp.zeros(vector.shape[:-1], vector.dtype)
+        for _, transform, part in self._split(vector):
+            log_det = transform.log_abs_det_jacobian(part, transform(part))
+            total = total + sum_rightmost(log_det, jnp.ndim(log_det) - batch)
+        return total
+
+
+def latent_trace(model, model_args=(), model_kwargs=None, seed: int = 0) -> dict[str, Any]:
+    """The latent sample sites of a run of the model."""
+    with handlers.block():
+        trace = handlers.trace(handlers.seed(model, jax.random.key(seed))).get_trace(
+            *model_args, **(model_kwargs or {})
+        )
+    return {k: s for k, s in trace.items() if s["type"] == "sample" and not s["is_observed"]}
