@@ -48,6 +48,8 @@ from numpyro_maf.fit import FitResult, fit, fit_mixture
 from numpyro_maf.flow import Flow, from_spec
 from numpyro_maf.guides import AutoAmortized, AutoFlow, AutoIAF, AutoMAF
 from numpyro_maf.hmm import HMM
+from numpyro_maf.importance import GuideCheck, check_guide
+from numpyro_maf.inference_data import to_arviz
 from numpyro_maf.io import load, save
 from numpyro_maf.latent import attribute, decode, encode, interpolate
 from numpyro_maf.made import MADE
@@ -58,6 +60,7 @@ from numpyro_maf.scalars import Additive, Affine, Compose, MixtureCDF, Scalar
 from numpyro_maf.splines import CircularSpline, PiecewiseLinear, PiecewiseQuadratic, RQSpline
 
 __all__ = [
+    "GuideCheck",
     "HMM",
     "MADE",
     "ActNorm",
@@ -100,6 +103,7 @@ __all__ = [
     "__version__",
     "attribute",
     "bits_per_dimension",
+    "check_guide",
     "circular",
     "complete",
     "conditionals",
@@ -128,4 +132,5 @@ __all__ = [
     "realnvp",
     "sample_sites",
     "save",
+    "to_arviz",
 ]

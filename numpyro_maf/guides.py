@@ -32,6 +32,7 @@ from numpyro_maf.builders import iaf, maf, nsf
 from numpyro_maf.distributions import FlowDistribution, is_real
 from numpyro_maf.encoders import as_network
 from numpyro_maf.flow import Flow
+from numpyro_maf.module import flow_module
 from numpyro_maf.scalars import Affine, Compose
 from numpyro_maf.splines import RQSpline
 
@@ -81,10 +82,9 @@ class AutoFlow(AutoContinuous):
 
     def _setup_prototype(self, *args, **kwargs):
         super()._setup_prototype(*args, **kwargs)
-        with jax.ensure_compile_time_eval():
-            self._template = self._builder(jax.random.key(0), self.latent_dim)
-        if not is_real(self._template().support):
-            raise ValueError(f"builder must make flows with real events, got {self._template().support}")
+        support = self._flow(jax.random.key(0))().support
+        if not is_real(support):
+            raise ValueError(f"builder must make flows with real events, got {support}")
 
         def log_density(z):
             return -self._potential_fn(self._unpack_latent(z))
@@ -99,12 +99,14 @@ class AutoFlow(AutoContinuous):
         loc = lax.stop_gradient(numpyro.param(f"{name}_loc", lambda key: self._gaussian[0]))
         scale = lax.stop_gradient(numpyro.param(f"{name}_scale", lambda key: self._gaussian[1]))
         gaussian = LowerCholeskyAffine(loc, scale) if scale.ndim == 2 else Standardize(loc, scale)
-        weights = numpyro.param(f"{name}$params", lambda key: self._builder(key, self.latent_dim).weights)
-        flow = self._template.with_weights(weights)()
+        flow = flow_module(name, self._flow)()
         return FlowDistribution(flow.base_dist, [*flow.transforms, gaussian])
 
+    def _flow(self, key) -> Flow:
+        return self._builder(key, self.latent_dim)
+
     def get_base_dist(self):
-        return self._template().base_dist
+        return self._flow(jax.random.key(0))().base_dist
 
     def get_posterior(self, params):
         """The distribution of all latent variables in one vector, on the unconstrained scale."""
@@ -212,21 +214,18 @@ class AutoAmortized(AutoGuide):
             locs.append(jnp.moveaxis(self._init_locs[name], axis, 0).reshape(frame.size, -1))
         self._frame = frame
         rows = jax.tree.map(lambda a: jnp.asarray(a)[:1], self._inputs(*args, **kwargs))
-        with jax.ensure_compile_time_eval():
-            self._init_loc = jnp.concatenate(locs, -1).mean(0)
-            weights, self._apply = as_network(self._encoder, jax.random.key(0), rows)
-            context = jax.eval_shape(self._apply, weights, rows).shape[-1]
-            self._build = partial(self._builder, features=len(self._init_loc), context=context)
-            self._template = self._build(jax.random.key(0))
+        self._init_loc = jnp.concatenate(locs, -1).mean(0)
+        weights, self._apply = as_network(self._encoder, jax.random.key(0), rows)
+        context = jax.eval_shape(self._apply, weights, rows).shape[-1]
+        self._flow = partial(self._builder, features=len(self._init_loc), context=context)
         self._init_encoder = lambda key: as_network(self._encoder, key, rows)[0]
 
     def _posterior(self, rows) -> FlowDistribution:
         """The flow given each row, on the unconstrained scale: ``(B,)`` distributions of D numbers."""
         name = self.prefix
         context = self._apply(numpyro.param(f"{name}_encoder", self._init_encoder), rows)
-        weights = numpyro.param(f"{name}$params", lambda key: self._build(key).weights)
         loc = lax.stop_gradient(numpyro.param(f"{name}_loc", lambda key: self._init_loc))
-        flow = self._template.with_weights(weights)(context.reshape(len(context), *self._inner, -1))
+        flow = flow_module(name, self._flow)(context.reshape(len(context), *self._inner, -1))
         return FlowDistribution(flow.base_dist, [*flow.transforms, Standardize(loc, jnp.ones_like(loc))])
 
     @property
@@ -358,9 +357,16 @@ def fit_gaussian(key, log_density, loc, scale, *, steps: int = 50, draws: int = 
     @jax.jit
     def run():
         place = loc, jnp.diag(jnp.full(width, scale)) if full else jnp.full(width, scale)
-        found = evaluate(0, *place)
-        carry = place, jnp.array(float(draws * width)), found, (found[0], *place)
-        best = lax.scan(step, carry, jnp.arange(1, steps + 1))[0][-1]
+        # From no draws and no scores the first step goes nowhere, and looks there.
+        nothing = jnp.zeros((draws, width), loc.dtype)
+        worst = jnp.array(-jnp.inf, loc.dtype)
+        carry = (
+            place,
+            jnp.array(float(draws * width)),
+            (worst, jnp.zeros_like(worst), nothing, nothing),
+            (worst, *place),
+        )
+        best = lax.scan(step, carry, jnp.arange(steps))[0][-1]
         return best[1], best[2]
 
     return run()

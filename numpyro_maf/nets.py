@@ -154,9 +154,9 @@ class MaskedMLP:
         initial = jnp.asarray(initial, float)
         initial = initial[:, None] if initial.ndim == 1 else initial
         net = cls(
-            weights=tuple(jax.random.normal(k, shape) for k, shape in zip(keys, shapes)),
+            weights=tuple(_normal(k, shape) for k, shape in zip(keys, shapes)),
             biases=(*initial_biases(bias_key, hidden), jnp.broadcast_to(initial, (outputs, features))),
-            context_weight=jax.random.normal(context_key, (hidden[0], context)) if context else None,
+            context_weight=_normal(context_key, (hidden[0], context)) if context else None,
             activation=activation,
         )
         fan_in = [np.maximum(mask.sum(-1, keepdims=True), 1) for mask in net.masks[:-1]]
@@ -251,6 +251,11 @@ def check_hidden(hidden, activation: str) -> tuple[int, ...]:
     if activation not in ACTIVATIONS:
         raise ValueError(f"unknown activation {activation!r}, expected one of {sorted(ACTIVATIONS)}")
     return hidden
+
+
+def _normal(key, shape):
+    """As ``jax.random.normal``, number for number; outside of jit its flat form compiles faster."""
+    return jax.random.normal(key, (int(np.prod(shape)),)).reshape(shape)
 
 
 def initial_biases(key, hidden) -> list[Any]:

@@ -1,0 +1,95 @@
+# Copyright Contributors to the numpyro_maf project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Draws by site as ArviZ's data, with dimensions named by the model's plates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+from numpyro import handlers
+
+__all__ = ["to_arviz"]
+
+
+def to_arviz(
+    samples,
+    model,
+    model_args=(),
+    model_kwargs=None,
+    *,
+    prior=None,
+    posterior_predictive=None,
+    coords=None,
+    dims=None,
+):
+    """ArviZ's InferenceData (ArviZ 0) or DataTree (ArviZ 1) of draws that no Markov chain made: of an SVI
+    guide, say.
+
+    Each plate becomes a dimension, with ``0, 1, …`` as coordinates; observed sites become ``observed_data``.
+
+    :param samples: by site, ``(S, *shape)``, as ``guide.sample_posterior`` gives them.
+    :param model: run once with ``model_args`` and ``model_kwargs`` for its plates and data.
+    :param prior: draws by site as well; ``posterior_predictive``: of the observed sites.
+    :param coords: by dimension; ``dims``: names of event dimensions by site; both beside the plates'.
+    :raises ValueError: for sites with unequal numbers of draws.
+    """
+    import arviz
+
+    with handlers.block():
+        trace = handlers.trace(handlers.seed(model, jax.random.key(0))).get_trace(
+            *model_args, **(model_kwargs or {})
+        )
+    observed = {
+        name: np.asarray(site["value"])
+        for name, site in trace.items()
+        if site["type"] == "sample" and site["is_observed"]
+    }
+    groups: dict[str, Any] = {
+        "posterior": samples,
+        "prior": prior,
+        "posterior_predictive": posterior_predictive,
+    }
+    groups = {name: _one_chain(group) for name, group in groups.items() if group}
+    if observed:
+        groups["observed_data"] = observed
+    names = {}
+    for name, site in trace.items():
+        if site["type"] == "sample":
+            names[name] = _dims(site, (dims or {}).get(name))
+    names |= {name: list(given) for name, given in (dims or {}).items() if name not in names}
+    sizes = {
+        frame.name: frame.size
+        for site in trace.values()
+        if site["type"] == "sample"
+        for frame in site["cond_indep_stack"]
+    }
+    places = {name: np.arange(size) for name, size in sizes.items()} | (coords or {})
+    options = dict(dims=names, coords=places)
+    if int(arviz.__version__.split(".")[0]) >= 1:
+        return arviz.from_dict(groups, **options)
+    return arviz.from_dict(**groups, **options)
+
+
+def _one_chain(samples):
+    """A chain axis before the draws, which must be equally many."""
+    arrays = {name: np.asarray(value) for name, value in samples.items()}
+    if len({value.shape[:1] for value in arrays.values()}) != 1:
+        shapes = {name: value.shape for name, value in arrays.items()}
+        raise ValueError(f"every site needs as many draws as the others, got shapes {shapes}")
+    return {name: value[None] for name, value in arrays.items()}
+
+
+def _dims(site, event_dims):
+    """A site's dimensions: plates by their place from the right, events as given or numbered."""
+    rank, event = np.ndim(site["value"]), site["fn"].event_dim
+    names = [f"{site['name']}_dim_{i}" for i in range(rank)]
+    for frame in site["cond_indep_stack"]:
+        names[rank - event + frame.dim] = frame.name
+    if event_dims is not None:
+        if len(event_dims) != event:
+            raise ValueError(f"site {site['name']!r} has {event} event dimensions, got dims {event_dims}")
+        names[rank - event :] = event_dims
+    return names
