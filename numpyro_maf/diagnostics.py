@@ -43,8 +43,8 @@ def psis(log_weights) -> PSIS:
         raise ValueError("log_weights must be finite or minus infinity, and some finite")
     raw -= raw.max()
     raw = np.maximum(raw, -700.0)  # exp of it is the least float
-    if np.ptp(raw) < 1e-6:
-        smoothed, khat = raw, -math.inf  # equal weights have no tail
+    if np.ptp(raw) < 1e-4:
+        smoothed, khat = raw, -math.inf  # equal but for rounding: no tail
     else:
         smoothed, khat = _psislw(raw)
     smoothed = smoothed - np.logaddexp.reduce(smoothed)

@@ -25,9 +25,11 @@ def as_network(encoder, key, example) -> tuple[Any, Callable]:
         equinox module, which takes one row. Dropout and batch statistics are not supported.
     :param key: for the weights that are not there yet.
     :param example: a batch ``(B, ...)``.
-    :raises TypeError: for something else.
+    :raises TypeError: for something else; ValueError for a tuple of less than two widths.
     """
     if isinstance(encoder, tuple):
+        if len(encoder) < 2:
+            raise ValueError(f"encoder needs hidden widths and the context's, as (64, 32), got {encoder}")
         *hidden, outputs = encoder
         width = math.prod(jnp.shape(example)[1:])
         net = MLP.init(key, width, (1, outputs), hidden=tuple(hidden))

@@ -131,27 +131,18 @@ class AutoMAF(AutoFlow):
     :param options: of :class:`AutoFlow`, and of the builder.
     """
 
+    _family = staticmethod(maf)
+
     def __init__(self, model, **options):
         own = {name: options.pop(name) for name in list(options) if name in _OWN}
-        super().__init__(model, builder=partial(self._build, options), **own)
-
-    @staticmethod
-    def _build(options, key, features):
-        return maf(key, features, **({"transforms": 3, "hidden": (32, 32)} | options))
+        builder = partial(self._family, **({"transforms": 3, "hidden": (32, 32)} | options))
+        super().__init__(model, builder=builder, **own)
 
 
 class AutoIAF(AutoMAF):
-    """:class:`AutoFlow` with :func:`~numpyro_maf.iaf`: draws are one parallel pass, as NeuTra likes it.
+    """:class:`AutoMAF` with :func:`~numpyro_maf.iaf`: draws are one parallel pass, as NeuTra likes it."""
 
-    Otherwise as :class:`AutoMAF`; but the base is Student's t with 20 degrees of freedom, of variance 1. Its
-    tails
-    cover those of posteriors that are not quite Gaussian, which importance weights need.
-    """
-
-    @staticmethod
-    def _build(options, key, features):
-        base = dist.StudentT(20.0, 0.0, 0.9**0.5).expand((features,)).to_event(1)
-        return iaf(key, features, **({"transforms": 3, "hidden": (32, 32), "base": base} | options))
+    _family = staticmethod(iaf)
 
 
 _OWN = set(inspect.signature(AutoFlow).parameters) - {"model", "builder"}

@@ -67,10 +67,10 @@ def to_arviz(
         for frame in site["cond_indep_stack"]
     }
     places = {name: np.arange(size) for name, size in sizes.items()} | (coords or {})
-    options = dict(dims=names, coords=places)
+    options: dict[str, Any] = dict(dims=names, coords=places)
     if int(arviz.__version__.split(".")[0]) >= 1:
         return arviz.from_dict(groups, **options)
-    return arviz.from_dict(**groups, **options)
+    return arviz.from_dict(**(groups | options))
 
 
 def _one_chain(samples):

@@ -357,16 +357,17 @@ def test_importing_is_silent_and_computes_nothing():
 
 PACKAGE = pathlib.Path(nm.__file__).parent
 LAYERS = [
-    {"bijectors", "diagnostics", "datasets", "parametric"},
+    {"bijectors", "diagnostics", "datasets", "parametric", "elbo", "inference_data"},
     {"conditionals", "scalars"},
-    {"nets", "splines", "distributions", "images"},
+    {"nets", "splines", "distributions", "images", "sites", "importance"},
     {"conditioners"},
+    {"encoders"},
     {"autoregressive"},
     {"made", "ode"},
     {"flow"},
     {"builders", "dequantize", "io", "latent", "module", "hmm"},
     {"fit"},
-    {"completion", "distill"},
+    {"completion", "distill", "guides", "priors"},
 ]
 
 

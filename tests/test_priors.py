@@ -1,0 +1,265 @@
+"""Learned priors: named sites as one flow, and Bayesian flows."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import optax
+import pytest
+from numpyro.infer import MCMC, NUTS, SVI, Trace_ELBO
+from numpyro.infer.autoguide import AutoNormal
+from numpyro.infer.initialization import init_to_value
+
+import numpyro_maf as nm
+from numpyro_maf.sites import Sites
+
+SMALL = dict(progress=False, max_epochs=60, learning_rate=3e-3, patience=10)
+
+
+def small(key, features):
+    return nm.maf(key, features, transforms=2, hidden=(16,))
+
+
+def model(y=None):
+    mu = numpyro.sample("mu", dist.Normal(0, 1))
+    tau = numpyro.sample("tau", dist.HalfNormal(1))
+    numpyro.sample("share", dist.Dirichlet(jnp.ones(3)))
+    with numpyro.plate("rows", 2):
+        theta = numpyro.sample("theta", dist.Beta(2, 3))
+    numpyro.deterministic("sum", theta.sum())
+    numpyro.sample("y", dist.Normal(mu, tau), obs=y)
+
+
+def prior_draws(n, seed=0):
+    keys = jax.random.split(jax.random.key(seed), 4)
+    return {
+        "mu": dist.Normal(0, 1).sample(keys[0], (n,)),
+        "tau": dist.HalfNormal(1).sample(keys[1], (n,)),
+        "share": dist.Dirichlet(jnp.ones(3)).sample(keys[2], (n,)),
+        "theta": dist.Beta(2, 3).sample(keys[3], (n, 2)),
+    }
+
+
+# Sites -------------------------------------------------------------------------------------------
+
+
+def test_sites_round_trip_and_jacobian():
+    sites = Sites.of(model, model_args=(0.5,))
+    assert sites.names == ("mu", "tau", "share", "theta") and sites.width == 1 + 1 + 2 + 2
+    values = prior_draws(4)
+    vector = sites.unconstrain(values)
+    assert vector.shape == (4, 6)
+    for name, value in sites.constrain(vector).items():
+        np.testing.assert_allclose(value, values[name], rtol=1e-4, atol=1e-6)
+
+    def free(vector):
+        """All numbers but the simplex's last, which follows from the others."""
+        found = sites.constrain(vector)
+        return jnp.concatenate([found["mu"][None], found["tau"][None], found["share"][:2], found["theta"]])
+
+    jacobian = jax.vmap(jax.jacobian(free))(vector)
+    np.testing.assert_allclose(sites.log_det(vector), jnp.linalg.slogdet(jacobian)[1], rtol=1e-4, atol=1e-4)
+    assert sites.log_det(vector[0]).shape == () and sites.log_det(vector[None]).shape == (1, 4)
+
+
+def test_sites_say_what_they_cannot_hold():
+    def discrete():
+        numpyro.sample("k", dist.Bernoulli(0.5))
+
+    def nested():
+        top = numpyro.sample("top", dist.HalfNormal(1))
+        numpyro.sample("low", dist.Uniform(0, top))
+
+    with pytest.raises(ValueError, match="'k' is discrete"):
+        Sites.of(discrete)
+    with pytest.raises(ValueError, match="'low' depends on other sites"):
+        Sites.of(nested)
+    with pytest.raises(ValueError, match="none of the model's latent sites"):
+        Sites.of(model, {"nothing"})
+    with pytest.raises(ValueError, match="no values for site 'tau'"):
+        Sites.of(model).unconstrain({"mu": jnp.zeros(3)})
+
+
+# Fitting -----------------------------------------------------------------------------------------
+
+
+def test_fit_sites_finds_the_density_on_the_supports():
+    values = prior_draws(4000)
+    joint = nm.fit_sites(jax.random.key(0), values, model, builder=small, **SMALL)
+    new = prior_draws(500, seed=1)
+    expected = (
+        dist.Normal(0, 1).log_prob(new["mu"]) + dist.HalfNormal(1).log_prob(new["tau"])
+        + dist.Dirichlet(jnp.ones(3)).log_prob(new["share"]) + dist.Beta(2, 3).log_prob(new["theta"]).sum(-1)
+    )  # fmt: skip
+    # The mean difference is the divergence: not below 0 but for noise, and small.
+    difference = np.asarray(expected - joint.log_prob(new))
+    assert -0.1 < difference.mean() < 0.25
+    draws = joint.sample(jax.random.key(1), (1000,))
+    assert (draws["tau"] > 0).all() and draws["theta"].shape == (1000, 2)
+    np.testing.assert_allclose(draws["share"].sum(-1), 1, rtol=1e-5)
+    np.testing.assert_allclose(draws["theta"].mean(0), 0.4, atol=0.03)
+
+
+def test_samples_come_as_dict_mcmc_or_arviz():
+    def two():
+        numpyro.sample("mu", dist.Normal(0, 1))
+        numpyro.sample("tau", dist.HalfNormal(1))
+
+    mcmc = MCMC(NUTS(two), num_warmup=100, num_samples=200, progress_bar=False)
+    mcmc.run(jax.random.key(0))
+    options = dict(builder=small, progress=False, max_epochs=2)
+    data = nm.to_arviz(mcmc.get_samples(), two)
+    found = [
+        nm.fit_sites(jax.random.key(0), samples, two, **options)
+        for samples in (mcmc.get_samples(), mcmc, data)
+    ]
+    for joint in found[1:]:
+        for a, b in zip(jax.tree.leaves(joint), jax.tree.leaves(found[0])):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    with pytest.raises(TypeError, match="samples must be"):
+        nm.fit_sites(jax.random.key(0), [1, 2], two)
+
+
+def test_weights_count_and_outliers_from_the_support_are_refused():
+    x = np.random.default_rng(0).uniform(-3, 3, 4000)
+
+    def one():
+        numpyro.sample("mu", dist.Normal(0, 5))
+
+    weights = np.exp(-0.5 * (x - 1) ** 2)
+    joint = nm.fit_sites(jax.random.key(0), {"mu": x}, one, weights=weights, builder=small, **SMALL)
+    draws = joint.sample(jax.random.key(1), (4000,))["mu"]
+    np.testing.assert_allclose([draws.mean(), draws.std()], [0.96, 0.93], atol=0.08)
+    with pytest.raises(ValueError, match="'tau' lie outside"):
+        nm.fit_sites(jax.random.key(0), prior_draws(100) | {"tau": -jnp.ones(100)}, model)
+
+
+# In models ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def joint():
+    """Correlated: mu ~ N(1, 0.5^2), log tau | mu ~ N(0.5 mu - 1, 0.2^2)."""
+    rng = np.random.default_rng(0)
+    mu = rng.normal(1, 0.5, 5000)
+    tau = np.exp(0.5 * mu - 1 + 0.2 * rng.normal(size=5000))
+
+    def source():
+        numpyro.sample("mu", dist.Normal(0, 1))
+        numpyro.sample("tau", dist.HalfNormal(1))
+
+    return nm.fit_sites(jax.random.key(0), {"mu": mu, "tau": tau}, source, builder=small, **SMALL)
+
+
+def user(joint, y, frozen=True):
+    sites = nm.sample_sites("prior", joint, frozen=frozen)
+    numpyro.sample("y", dist.Normal(sites["mu"], 0.5), obs=y)
+    return sites
+
+
+def test_nuts_with_a_learned_prior(joint):
+    mcmc = MCMC(NUTS(user), num_warmup=300, num_samples=1000, progress_bar=False)
+    mcmc.run(jax.random.key(0), joint, 2.0)
+    draws = mcmc.get_samples()
+    assert set(draws) == {"prior", "mu", "tau"}
+    # Two equal precisions: mu has mean 1.5 and variance 0.125; log tau follows mu.
+    np.testing.assert_allclose([draws["mu"].mean(), draws["mu"].std()], [1.5, 0.125**0.5], atol=0.08)
+    np.testing.assert_allclose(jnp.log(draws["tau"]).mean(), -0.25, atol=0.08)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_svi_moves_the_weights_only_when_asked(joint, frozen):
+    def fixed(y):
+        return user(joint, y, frozen)
+
+    guide = nm.AutoMAF(fixed, transforms=1, hidden=(8,))
+    svi = SVI(fixed, guide, optax.adam(1e-3), Trace_ELBO())
+    result = svi.run(jax.random.key(0), 20, 2.0, progress_bar=False)
+    assert ("prior$params" in result.params) == (not frozen)
+    if not frozen:
+        before, after = jax.tree.leaves(joint.flow.weights), jax.tree.leaves(result.params["prior$params"])
+        assert any(abs(a - b).max() > 1e-4 for a, b in zip(after, before))
+    else:
+        with numpyro.handlers.seed(rng_seed=0), numpyro.handlers.trace() as trace:
+            numpyro.handlers.substitute(fixed, result.params)(2.0)
+        used = trace["prior"]["fn"].log_prob(jnp.zeros(2))
+        np.testing.assert_array_equal(used, joint.flow().log_prob(jnp.zeros(2)))
+
+
+def test_frozen_wants_a_flow():
+    with pytest.raises(TypeError, match="frozen=True takes a Flow"):
+        nm.flow_module("f", lambda key: nm.maf(key, 2), frozen=True)
+    with pytest.raises(TypeError, match="takes a Joint"):
+        numpyro.handlers.seed(nm.sample_sites, 0)("prior", {"mu": 1})
+
+
+@pytest.mark.slow
+def test_ten_days_of_yesterdays_posterior_as_todays_prior():
+    """Normal data of unknown mean and precision: the normal-gamma posterior is exact (Murphy 2007)."""
+    rng = np.random.default_rng(3)
+    days = rng.normal(2.0, 1.5, (10, 5)).astype(np.float32)
+
+    def first(y):
+        tau = numpyro.sample("tau", dist.Gamma(3.0, 3.0))
+        mu = numpyro.sample("mu", dist.Normal(0, 2 / jnp.sqrt(tau)))
+        numpyro.sample("y", dist.Normal(mu, tau**-0.5), obs=y)
+
+    def today(joint, y):
+        sites = nm.sample_sites("prior", joint)
+        numpyro.sample("y", dist.Normal(sites["mu"], sites["tau"] ** -0.5), obs=y)
+
+    mcmc = MCMC(NUTS(first), num_warmup=300, num_samples=2000, progress_bar=False)
+    mcmc.run(jax.random.key(0), days[0])
+    later = MCMC(NUTS(today), num_warmup=300, num_samples=2000, progress_bar=False, jit_model_args=True)
+    options = dict(model_args=(days[0],), builder=small, batch_size=512, **SMALL)
+    for i, y in enumerate(days[1:]):
+        samples = (mcmc if i == 0 else later).get_samples()
+        joint = nm.fit_sites(jax.random.key(i), samples, first, **options)
+        later.run(jax.random.key(i), joint, y)
+    k, m, a, b = 0.25, 0.0, 3.0, 3.0
+    for y in days:
+        n, mean = len(y), y.mean()
+        b += 0.5 * ((y - mean) ** 2).sum() + k * n * (mean - m) ** 2 / (2 * (k + n))
+        m, k, a = (k * m + n * mean) / (k + n), k + n, a + n / 2
+    draws = later.get_samples()
+    sd = {"mu": (b / (k * (a - 1))) ** 0.5, "tau": a**0.5 / b}
+    assert abs(draws["mu"].mean() - m) < 0.35 * sd["mu"]
+    assert abs(draws["tau"].mean() - a / b) < 0.35 * sd["tau"]
+    np.testing.assert_allclose(draws["mu"].std(), sd["mu"], rtol=0.2)
+    np.testing.assert_allclose(draws["tau"].std(), sd["tau"], rtol=0.2)
+
+
+# Bayesian flows ------------------------------------------------------------------------------
+
+
+def bayesian(x):
+    def tiny(key):
+        return nm.elementwise(key, 1, scalar=nm.Affine())
+
+    flow = nm.random_flow_module("f", tiny, dist.Normal(0, 1))
+    numpyro.sample("x", flow().expand([len(x)]), obs=x)
+    numpyro.deterministic("density", jnp.exp(flow().log_prob(jnp.array([[0.0], [1.0]]))))
+
+
+def test_bayesian_flow_by_nuts_and_svi_against_quadrature():
+    """An affine flow of one number: its two weights' posterior is a sum over a grid."""
+    x = jnp.array([[0.9], [1.6], [0.4], [1.2]])
+    scalar = nm.Affine()
+    grid = jnp.stack(jnp.meshgrid(jnp.linspace(-4, 4, 161), jnp.linspace(-4, 4, 161), indexing="ij"))
+    at = jnp.concatenate([x[:, 0], jnp.array([0.0, 1.0])])
+    u, log_slope = scalar.forward(grid.reshape(2, -1, 1), at)
+    log_density = dist.Normal(0, 1).log_prob(u) + log_slope
+    log_posterior = log_density[:, :4].sum(-1) + dist.Normal(0, 1).log_prob(grid.reshape(2, -1)).sum(0)
+    expected = jax.nn.softmax(log_posterior) @ jnp.exp(log_density[:, 4:])
+
+    start = init_to_value(values={})
+    mcmc = MCMC(NUTS(bayesian, init_strategy=start), num_warmup=300, num_samples=2000, progress_bar=False)
+    mcmc.run(jax.random.key(0), x)
+    np.testing.assert_allclose(mcmc.get_samples()["density"].mean(0), expected, rtol=0.06)
+
+    guide = AutoNormal(bayesian)
+    svi = SVI(bayesian, guide, optax.adam(1e-2), Trace_ELBO(4))
+    params = svi.run(jax.random.key(1), 1500, x, progress_bar=False).params
+    draws = guide.sample_posterior(jax.random.key(2), params, x, sample_shape=(2000,))
+    np.testing.assert_allclose(draws["density"].mean(0), expected, rtol=0.15)
