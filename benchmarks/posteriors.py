@@ -125,10 +125,10 @@ def columns(draws, names):
     return np.stack(made, -1)
 
 
-def log_weights_of(model, guide, params, data, key, num_samples):
-    """Log target minus log guide at draws, and the draws."""
+def weigher(model, guide, data):
+    """A function of parameters, key and number of draws: log target minus log guide, and the draws."""
 
-    def one(key):
+    def one(params, key):
         seeded = numpyro.handlers.seed(guide, key)
         trace = numpyro.handlers.trace(numpyro.handlers.substitute(seeded, params)).get_trace(data)
         latent = {k: s["value"] for k, s in trace.items() if s["type"] == "sample" and k[0] != "_"}
@@ -139,7 +139,8 @@ def log_weights_of(model, guide, params, data, key, num_samples):
         p = numpyro.infer.util.log_density(model, (data,), {}, latent)[0]
         return p - q, latent
 
-    return jax.jit(jax.vmap(one))(jax.random.split(key, num_samples))
+    several = jax.jit(jax.vmap(one, (None, 0)))
+    return lambda params, key, num_samples: several(params, jax.random.split(key, num_samples))
 
 
 def run(model, data, make, settings, chunks, key):
@@ -176,7 +177,8 @@ def bench(folder, name, guides, chunks, seed):
         jax.clear_caches()  # nobody profits from what an earlier guide compiled
         guide, history = run(model, data, make, settings, chunks, jax.random.key(seed))
         took, params = history[-1]
-        log_weights, draws = log_weights_of(model, guide, params, data, jax.random.key(7), 10_000)
+        weigh = weigher(model, guide, data)
+        log_weights, draws = weigh(params, jax.random.key(7), 10_000)
         log_weights, draws = np.asarray(log_weights, np.float64), columns(draws, names)
         if not np.isfinite(log_weights).any():
             print(f"{name}  {title}: no finite log-weight", flush=True)
@@ -194,8 +196,7 @@ def bench(folder, name, guides, chunks, seed):
         elif settings is OURS and target is not None:
             row["time to AutoIAFNormal's ELBO"] = "never"
             for seconds, params in history:
-                there = log_weights_of(model, guide, params, data, jax.random.key(8), 4000)[0].mean()
-                if there >= target[0]:
+                if weigh(params, jax.random.key(8), 10_000)[0].mean() >= target[0]:
                     row["time to AutoIAFNormal's ELBO"] = f"{seconds / target[1]:.2f}"
                     break
         print(*row.values(), sep="  ", flush=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["activity_timeline"]
+__all__ = ["activity_timeline", "loss_curves"]
 
 
 def activity_timeline(data, probabilities, *, path=None, title=""):
@@ -48,6 +48,45 @@ def activity_timeline(data, probabilities, *, path=None, title=""):
         axis.tick_params(labelsize=8)
     axes[-1].xaxis.set_major_formatter(ConciseDateFormatter(axes[-1].xaxis.get_major_locator()))
     axes[-1].set_xlim(time[0], time[-1])
+    if path is not None:
+        figure.savefig(path, dpi=120)
+    return figure
+
+
+def loss_curves(results, *, window: int = 50, path=None, title=""):
+    """Losses by step or epoch, each beneath its running median.
+
+    :param results: by label: NumPyro's ``SVIRunResult``, a :class:`~numpyro_maf.FitResult`, whose validation loss
+        is drawn dashed, or an array of losses.
+    :param window: of the median, in steps.
+    :param path: where to save a PNG; None does not save.
+    :return: the matplotlib figure.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    settled = []
+    for i, (label, result) in enumerate(results.items()):
+        losses = getattr(result, "losses", getattr(result, "train_loss", result))
+        losses = np.asarray(losses, float)
+        width = max(min(window, len(losses) // 10), 1)
+        windows = np.lib.stride_tricks.sliding_window_view(losses, width)
+        middle = np.nanmedian(windows, -1)
+        axis.plot(losses, color=f"C{i}", alpha=0.2, lw=0.6)
+        axis.plot(np.arange(len(middle)) + width // 2, middle, color=f"C{i}", lw=1.4, label=label)
+        validation = getattr(result, "validation_loss", np.array([]))
+        if len(validation):
+            axis.plot(validation, color=f"C{i}", lw=1.4, ls="--", label=f"{label}, held out")
+        tail = losses[len(losses) // 4 :]
+        settled += [np.nanquantile(tail, q) for q in (0.01, 0.99)]
+    low, high = min(settled), max(settled)
+    margin = 0.3 * (high - low) + 1e-9
+    axis.set(ylim=(low - margin, high + 2 * margin), xlabel="step", ylabel="loss, nats", title=title)
+    axis.legend(frameon=False)
+    axis.spines[["top", "right"]].set_visible(False)
     if path is not None:
         figure.savefig(path, dpi=120)
     return figure
