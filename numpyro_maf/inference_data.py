@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 from numpyro import handlers
+from numpyro.infer.initialization import init_to_uniform
 
 __all__ = ["to_arviz"]
 
@@ -38,10 +39,10 @@ def to_arviz(
     """
     import arviz
 
+    seeded = handlers.seed(model, jax.random.key(0))
+    started = handlers.substitute(seeded, substitute_fn=init_to_uniform)  # improper priors draw nothing
     with handlers.block():
-        trace = handlers.trace(handlers.seed(model, jax.random.key(0))).get_trace(
-            *model_args, **(model_kwargs or {})
-        )
+        trace = handlers.trace(started).get_trace(*model_args, **(model_kwargs or {}))
     observed = {
         name: np.asarray(site["value"])
         for name, site in trace.items()

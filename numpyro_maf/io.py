@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,8 @@ from safetensors.numpy import save_file
 
 from numpyro_maf.flow import Flow, from_spec
 from numpyro_maf.made import Made
+from numpyro_maf.priors import Joint
+from numpyro_maf.sites import Sites
 
 __all__ = ["load", "save"]
 
@@ -24,20 +27,23 @@ _HEADER = "numpyro_maf"
 _VERSION = 1
 
 
-def save(path: str | os.PathLike, flow: Flow) -> None:
-    """Write a flow to a file, weights by name.
+def save(path: str | os.PathLike, flow: Flow | Joint) -> None:
+    """Write a flow, or a joint distribution over named sites, to a file, weights by name.
 
-    :raises TypeError: for a base distribution that cannot be described as JSON.
+    :raises TypeError: for a base distribution or a support that cannot be described as JSON.
     """
-    if not isinstance(flow, Flow):
-        raise TypeError(f"save takes a Flow, got {type(flow).__name__}")
-    header = json.dumps({"version": _VERSION, "spec": flow.spec}, sort_keys=True)
+    if not isinstance(flow, (Flow, Joint)):
+        raise TypeError(f"save takes a Flow or a Joint, got {type(flow).__name__}")
+    content: dict[str, Any] = {"version": _VERSION}
+    if isinstance(flow, Joint):
+        content["sites"], flow = flow.sites.spec, flow.flow
+    header = json.dumps(content | {"spec": flow.spec}, sort_keys=True)
     arrays = {name: np.ascontiguousarray(leaf) for name, leaf in _named(flow)[0].items()}
     save_file(arrays, path, metadata={_HEADER: header})
 
 
-def load(path: str | os.PathLike) -> Flow:
-    """Read a flow from a file that :func:`save` wrote; its densities are bit-equal.
+def load(path: str | os.PathLike) -> Flow | Joint:
+    """Read a flow or a joint distribution from a file that :func:`save` wrote; its densities are bit-equal.
 
     :raises ValueError: when the file is not such a file, was written by a later version, its arrays do not
         fit its structure, or it holds float64 and JAX is not set to use it.
@@ -69,7 +75,8 @@ def load(path: str | os.PathLike) -> Flow:
         if array.dtype == np.float64 and jnp.result_type(float) != np.float64:
             raise ValueError(f"{path} holds float64 weights: enable jax_enable_x64 to load it")
         leaves.append(jnp.asarray(array))
-    return _with_bases(jax.tree.unflatten(structure, leaves), template)
+    flow = _with_bases(jax.tree.unflatten(structure, leaves), template)
+    return Joint(flow, Sites.from_spec(header["sites"])) if "sites" in header else flow
 
 
 def _named(flow: Flow):

@@ -56,8 +56,8 @@ def activity_timeline(data, probabilities, *, path=None, title=""):
 def loss_curves(results, *, window: int = 50, path=None, title=""):
     """Losses by step or epoch, each beneath its running median.
 
-    :param results: by label: NumPyro's ``SVIRunResult``, a :class:`~numpyro_maf.FitResult`, whose validation loss
-        is drawn dashed, or an array of losses.
+    :param results: by label: NumPyro's ``SVIRunResult``, a :class:`~numpyro_maf.FitResult`, whose validation
+        loss is drawn dashed, or an array of losses.
     :param window: of the median, in steps.
     :param path: where to save a PNG; None does not save.
     :return: the matplotlib figure.

@@ -11,10 +11,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import register_dataclass
 from numpyro import handlers
+from numpyro.distributions import constraints
 from numpyro.distributions.transforms import biject_to
 from numpyro.distributions.util import sum_rightmost
+from numpyro.infer.initialization import init_to_uniform
 
 from numpyro_maf.bijectors import static
 
@@ -60,6 +63,24 @@ class Sites:
             tuple(chosen),
             tuple(jnp.shape(s["value"]) for s in chosen.values()),
         )
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """Itself as JSON-able values; :meth:`from_spec` is the way back.
+
+        :raises TypeError: for supports that are none of NumPyro's own.
+        """
+        return {
+            "names": list(self.names),
+            "shapes": [list(shape) for shape in self.shapes],
+            "supports": [_support_to_spec(support) for support in self.supports],
+        }
+
+    @classmethod
+    def from_spec(cls, spec: dict[str, Any]) -> Sites:
+        """The sites that :attr:`spec` describes."""
+        supports = tuple(map(_support_from_spec, spec["supports"]))
+        return cls(supports, tuple(spec["names"]), tuple(map(tuple, spec["shapes"])))
 
     @property
     def width(self) -> int:
@@ -110,9 +131,36 @@ class Sites:
 
 
 def latent_trace(model, model_args=(), model_kwargs=None, seed: int = 0) -> dict[str, Any]:
-    """The latent sample sites of a run of the model."""
+    """The latent sample sites of a run of the model, improper priors included."""
+    seeded = handlers.seed(model, jax.random.key(seed))
+    started = handlers.substitute(seeded, substitute_fn=init_to_uniform)
     with handlers.block():
-        trace = handlers.trace(handlers.seed(model, jax.random.key(seed))).get_trace(
-            *model_args, **(model_kwargs or {})
-        )
+        trace = handlers.trace(started).get_trace(*model_args, **(model_kwargs or {}))
     return {k: s for k, s in trace.items() if s["type"] == "sample" and not s["is_observed"]}
+
+
+def _support_to_spec(support) -> dict[str, Any]:
+    """A constraint's name in NumPyro and its arguments."""
+    kind = type(support)
+    for name in constraints.__all__:
+        known = getattr(constraints, name)
+        if type(known) is kind:
+            return {"name": name}
+        if known is constraints.independent and kind is known:
+            of = _support_to_spec(support.base_constraint)
+            return {"name": name, "of": of, "event_dims": support.reinterpreted_batch_ndims}
+        if known is kind:
+            values, (names, _) = support.tree_flatten()
+            return {"name": name, "arguments": {k: np.asarray(v).tolist() for k, v in zip(names, values)}}
+    raise TypeError(f"a support of type {kind.__name__} cannot be described")
+
+
+def _support_from_spec(spec):
+    if spec["name"] not in constraints.__all__:
+        raise ValueError(f"unknown support {spec['name']!r}")
+    known = getattr(constraints, spec["name"])
+    if "of" in spec:
+        return known(_support_from_spec(spec["of"]), spec["event_dims"])
+    if "arguments" in spec:
+        return known(**{name: jnp.asarray(value) for name, value in spec["arguments"].items()})
+    return known

@@ -365,9 +365,10 @@ LAYERS = [
     {"autoregressive"},
     {"made", "ode"},
     {"flow"},
-    {"builders", "dequantize", "io", "latent", "module", "hmm"},
+    {"builders", "dequantize", "latent", "module", "hmm"},
     {"fit"},
     {"completion", "distill", "guides", "priors"},
+    {"io"},
 ]
 
 

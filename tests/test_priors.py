@@ -135,6 +135,25 @@ def test_weights_count_and_outliers_from_the_support_are_refused():
         nm.fit_sites(jax.random.key(0), prior_draws(100) | {"tau": -jnp.ones(100)}, model)
 
 
+def test_save_and_load_a_joint(tmp_path):
+    def bounded():
+        numpyro.sample("u", dist.Uniform(-1, 3))
+        numpyro.sample("mu", dist.Normal(0, 1).expand([2]).to_event(1))
+        numpyro.sample("order", dist.ImproperUniform(dist.constraints.ordered_vector, (), (2,)))
+        numpyro.sample("many", dist.HalfNormal(1).expand([2, 2]).to_event(2))
+        numpyro.sample("share", dist.Dirichlet(jnp.ones(3)))
+        numpyro.sample("above", dist.Pareto(1.0, 2.0))
+
+    sites = Sites.of(bounded)
+    joint = nm.Joint(small(jax.random.key(0), sites.width), sites)
+    nm.save(tmp_path / "joint.safetensors", joint)
+    again = nm.load(tmp_path / "joint.safetensors")
+    draws = joint.sample(jax.random.key(1), (5,))
+    for name, value in again.sample(jax.random.key(1), (5,)).items():
+        np.testing.assert_array_equal(value, draws[name])
+    np.testing.assert_array_equal(again.log_prob(draws), joint.log_prob(draws))
+
+
 # In models ---------------------------------------------------------------------------------------
 
 
