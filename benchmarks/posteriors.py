@@ -196,7 +196,7 @@ def bench(folder, name, guides, chunks, seed):
         elif settings is OURS and target is not None:
             row["time to AutoIAFNormal's ELBO"] = "never"
             for seconds, params in history:
-                if weigh(params, jax.random.key(8), 10_000)[0].mean() >= target[0]:
+                if weigh(params, jax.random.key(8), 2000)[0].mean() >= target[0]:
                     row["time to AutoIAFNormal's ELBO"] = f"{seconds / target[1]:.2f}"
                     break
         print(*row.values(), sep="  ", flush=True)
@@ -204,13 +204,13 @@ def bench(folder, name, guides, chunks, seed):
     return rows
 
 
-def table(rows):
+def table(rows, jobs):
     """Print the rows with their C2ST."""
     print("\n| " + " | ".join([*rows[0][0], "C2ST"]) + " |")
     print("|---" * (len(rows[0][0]) + 1) + "|", flush=True)
     for row, reference, draws in rows:
         finite = np.isfinite(draws).all()
-        score = f"{c2st(reference, draws[: len(reference)], jobs=2):.3f}" if finite else "not finite"
+        score = f"{c2st(reference, draws[: len(reference)], jobs=jobs):.3f}" if finite else "not finite"
         print("| " + " | ".join([*row.values(), score]) + " |", flush=True)
 
 
@@ -257,6 +257,7 @@ def main():
     parser.add_argument("--models", nargs="*", default=list(MODELS))
     parser.add_argument("--guides", nargs="*", default=list(GUIDES))
     parser.add_argument("--chunks", type=int, default=100, help="how often the ELBO is looked at")
+    parser.add_argument("--jobs", type=int, default=1, help="processes for C2ST")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--neutra", action="store_true", help="only NeuTra")
     given = parser.parse_args()
@@ -269,7 +270,7 @@ def main():
         rows += bench(given.data, name, given.guides, given.chunks, given.seed)
     neutra(given.data, given.seed)
     if rows:
-        table(rows)
+        table(rows, given.jobs)
 
 
 if __name__ == "__main__":

@@ -55,8 +55,8 @@ class AutoFlow(AutoContinuous):
     :param prefix: of the names of its sites.
     :param init_loc_fn: where to start, one of NumPyro's strategies.
     :param init_scale: standard deviation at the start, on the unconstrained scale.
-    :param warmup: steps of :func:`fit_gaussian`, which takes the start to the posterior; 0 to stay at the
-        start.
+    :param warmup: steps of each round of :func:`fit_gaussian`, which takes the start to the posterior; 0 to
+        stay at the start.
     :param quantile_samples: draws for :meth:`median` and :meth:`quantiles`.
     :raises ValueError: for a builder whose flows have other than real events.
     """
@@ -69,7 +69,7 @@ class AutoFlow(AutoContinuous):
         prefix="auto",
         init_loc_fn=init_to_median,
         init_scale: float = 0.1,
-        warmup: int = 50,
+        warmup: int = 30,
         quantile_samples: int = 10_000,
     ):
         if init_scale <= 0:
@@ -284,7 +284,9 @@ class AutoAmortized(AutoGuide):
         return {name: transform(value) for name, transform, value in self._unpack(latent)}
 
 
-def fit_gaussian(key, log_density, loc, scale, *, steps: int = 50, draws: int = 64, dense: int = 100):
+def fit_gaussian(
+    key, log_density, loc, scale, *, steps: int = 30, rounds: int = 3, draws: int = 64, dense: int = 100
+):  # fmt: skip
     """A Gaussian near a density, from its gradients: batch and match, with a trust region.
 
     Cai et al., *Batch and match: black-box variational inference with a score-based divergence* (2024),
@@ -293,6 +295,8 @@ def fit_gaussian(key, log_density, loc, scale, *, steps: int = 50, draws: int = 
 
     :param log_density: ``(D,) -> ()``, not necessarily normalised.
     :param loc: ``(D,)``, where to start; ``scale``: standard deviation there.
+    :param steps: of each round; ``rounds``: a round starts at the best mean so far, with ``scale`` again, since
+        from far away the covariance may collapse before the mean has arrived.
     :param draws: gradients for each step.
     :param dense: largest D for full covariance; above it is diagonal.
     :return: mean ``(D,)`` and the Cholesky factor ``(D, D)`` of the covariance, or standard deviations
@@ -347,17 +351,17 @@ def fit_gaussian(key, log_density, loc, scale, *, steps: int = 50, draws: int = 
 
     @jax.jit
     def run():
-        place = loc, jnp.diag(jnp.full(width, scale)) if full else jnp.full(width, scale)
+        start = jnp.diag(jnp.full(width, scale)) if full else jnp.full(width, scale)
         # From no draws and no scores the first step goes nowhere, and looks there.
         nothing = jnp.zeros((draws, width), loc.dtype)
         worst = jnp.array(-jnp.inf, loc.dtype)
-        carry = (
-            place,
-            jnp.array(float(draws * width)),
-            (worst, jnp.zeros_like(worst), nothing, nothing),
-            (worst, *place),
-        )
-        best = lax.scan(step, carry, jnp.arange(steps))[0][-1]
+        unknown = worst, jnp.zeros_like(worst), nothing, nothing
+
+        def again(best, _):
+            carry = (best[1], start), jnp.array(float(draws * width)), unknown, best
+            return lax.scan(step, carry, jnp.arange(steps))[0][-1], None
+
+        best, _ = lax.scan(again, (worst, loc, start), length=rounds)
         return best[1], best[2]
 
     return run()

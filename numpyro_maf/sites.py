@@ -142,13 +142,13 @@ def latent_trace(model, model_args=(), model_kwargs=None, seed: int = 0) -> dict
 def _support_to_spec(support) -> dict[str, Any]:
     """A constraint's name in NumPyro and its arguments."""
     kind = type(support)
+    if kind is constraints.independent:
+        of = _support_to_spec(support.base_constraint)
+        return {"name": "independent", "of": of, "event_dims": support.reinterpreted_batch_ndims}
     for name in constraints.__all__:
         known = getattr(constraints, name)
         if type(known) is kind:
             return {"name": name}
-        if known is constraints.independent and kind is known:
-            of = _support_to_spec(support.base_constraint)
-            return {"name": name, "of": of, "event_dims": support.reinterpreted_batch_ndims}
         if known is kind:
             values, (names, _) = support.tree_flatten()
             return {"name": name, "arguments": {k: np.asarray(v).tolist() for k, v in zip(names, values)}}
@@ -156,11 +156,11 @@ def _support_to_spec(support) -> dict[str, Any]:
 
 
 def _support_from_spec(spec):
+    if "of" in spec:
+        return constraints.independent(_support_from_spec(spec["of"]), spec["event_dims"])
     if spec["name"] not in constraints.__all__:
         raise ValueError(f"unknown support {spec['name']!r}")
     known = getattr(constraints, spec["name"])
-    if "of" in spec:
-        return known(_support_from_spec(spec["of"]), spec["event_dims"])
     if "arguments" in spec:
         return known(**{name: jnp.asarray(value) for name, value in spec["arguments"].items()})
     return known
