@@ -285,7 +285,7 @@ class AutoAmortized(AutoGuide):
 
 
 def fit_gaussian(
-    key, log_density, loc, scale, *, steps: int = 30, rounds: int = 3, draws: int = 64, dense: int = 100
+    key, log_density, loc, scale, *, steps: int = 30, rounds: int = 10, draws: int = 64, dense: int = 100
 ):  # fmt: skip
     """A Gaussian near a density, from its gradients: batch and match, with a trust region.
 
@@ -295,8 +295,9 @@ def fit_gaussian(
 
     :param log_density: ``(D,) -> ()``, not necessarily normalised.
     :param loc: ``(D,)``, where to start; ``scale``: standard deviation there.
-    :param steps: of each round; ``rounds``: a round starts at the best mean so far, with ``scale`` again, since
-        from far away the covariance may collapse before the mean has arrived.
+    :param steps: of each round. A round starts at the best mean so far, with ``scale`` again, since from far
+        away the covariance may collapse before the mean has arrived.
+    :param rounds: at most; from the second on as long as they gain half a nat.
     :param draws: gradients for each step.
     :param dense: largest D for full covariance; above it is diagonal.
     :return: mean ``(D,)`` and the Cholesky factor ``(D, D)`` of the covariance, or standard deviations
@@ -357,11 +358,17 @@ def fit_gaussian(
         worst = jnp.array(-jnp.inf, loc.dtype)
         unknown = worst, jnp.zeros_like(worst), nothing, nothing
 
-        def again(best, _):
-            carry = (best[1], start), jnp.array(float(draws * width)), unknown, best
-            return lax.scan(step, carry, jnp.arange(steps))[0][-1], None
+        def again(state):
+            number, old, _ = state
+            carry = (old[1], start), jnp.array(float(draws * width)), unknown, old
+            best = lax.scan(step, carry, jnp.arange(steps))[0][-1]
+            return number + 1, best, best[0] - old[0]
 
-        best, _ = lax.scan(again, (worst, loc, start), length=rounds)
+        def going(state):
+            number, _, gain = state
+            return (number < rounds) & ((number < 2) | (gain > 0.5))
+
+        _, best, _ = lax.while_loop(going, again, (0, (worst, loc, start), worst))
         return best[1], best[2]
 
     return run()
