@@ -144,8 +144,10 @@ def weigher(model, guide, data):
 
 
 def run(model, data, make, settings, chunks, key):
-    """Train; return the guide, parameters and the time since the start from time to time, and the time that set-up
-    and compilation took."""
+    """Train a guide.
+
+    Return it, parameters and the time since the start from time to time, and how long set-up and compilation took.
+    """
     start = time.perf_counter()
     steps, rate = settings["steps"], settings["rate"]
     rate = optax.cosine_decay_schedule(rate, steps) if settings["decay"] else rate

@@ -53,21 +53,24 @@ def activity_timeline(data, probabilities, *, path=None, title=""):
     return figure
 
 
-def loss_curves(results, *, window: int = 50, path=None, title=""):
+def loss_curves(results, *, window: int = 50, axis=None, path=None, title=""):
     """Losses by step or epoch, each beneath its running median.
 
     :param results: by label: NumPyro's ``SVIRunResult``, a :class:`~numpyro_maf.FitResult`, whose validation
         loss is drawn dashed, or an array of losses.
     :param window: of the median, in steps.
+    :param axis: matplotlib's, to draw on; None for a figure of its own.
     :param path: where to save a PNG; None does not save.
     :return: the matplotlib figure.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 3.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    axis = figure.subplots()
+    if axis is None:
+        figure = Figure(figsize=(7, 3.2), layout="constrained")
+        FigureCanvasAgg(figure)
+        axis = figure.subplots()
+    figure = axis.figure
     settled = []
     for i, (label, result) in enumerate(results.items()):
         losses = getattr(result, "losses", getattr(result, "train_loss", result))
