@@ -36,12 +36,13 @@ notebooks: $(VENV)/ready
 benchmark: $(VENV)/bench
 	$(BIN)/python benchmarks/speed.py
 
-# Fit, rather than speed; the first two need DATA=folder of real data. Hours on a laptop, all in all.
+# Fit, rather than speed; the first two and the last need DATA=folder of real data. Hours on a laptop, all in all.
 fits: $(VENV)/bench
 	$(BIN)/python benchmarks/mnist.py --data $(DATA)
 	$(BIN)/python benchmarks/density.py --data $(DATA)
 	$(BIN)/python benchmarks/two_moons.py
 	$(BIN)/python benchmarks/digits.py
+	$(BIN)/python benchmarks/posteriors.py $(DATA)/posteriordb
 
 $(VENV)/bench: $(VENV)/ready
 	$(BIN)/python -m pip install -q -e ".[bench]"

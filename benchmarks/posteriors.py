@@ -146,7 +146,8 @@ def weigher(model, guide, data):
 def run(model, data, make, settings, chunks, key):
     """Train a guide.
 
-    Return it, parameters and the time since the start from time to time, and how long set-up and compilation took.
+    Return it, parameters and the time since the start from time to time, and how long set-up and
+    compilation took.
     """
     start = time.perf_counter()
     steps, rate = settings["steps"], settings["rate"]

@@ -43,15 +43,15 @@ __all__ = ["AutoAmortized", "AutoFlow", "AutoIAF", "AutoMAF", "fit_gaussian"]
 _SPLINES = partial(nsf, transforms=2, hidden=(32, 32), scalar=Compose((Affine(), RQSpline())))
 
 
-class AutoFlow(AutoContinuous):
-    """A guide over all latent variables of a model: any flow on the reals, after a Gaussian.
+class FlowGuide(AutoContinuous):
+    """A guide over all latent variables of a model: a flow on the reals, after a Gaussian (abstract).
 
     It works as NumPyro's own guides do: with ``SVI``, ``NeuTraReparam``, ``AutoGuideList`` and
     ``Predictive``. Its param sites are ``{prefix}$params``, the flow's weights, and ``{prefix}_loc`` and
     ``{prefix}_scale``, the Gaussian, which SVI leaves as it is. :class:`PathELBO` trains it best.
 
     :param model: a NumPyro model whose latent variables are continuous.
-    :param builder: ``(key, features) -> Flow``, such as ``partial(maf, transforms=3)``.
+    :param builder: ``(key, features) -> Flow``.
     :param prefix: of the names of its sites.
     :param init_loc_fn: where to start, one of NumPyro's strategies.
     :param init_scale: standard deviation at the start, on the unconstrained scale.
@@ -64,8 +64,8 @@ class AutoFlow(AutoContinuous):
     def __init__(
         self,
         model,
+        builder: Callable[..., Flow],
         *,
-        builder: Callable[..., Flow] = _SPLINES,
         prefix="auto",
         init_loc_fn=init_to_median,
         init_scale: float = 0.1,
@@ -125,27 +125,46 @@ class AutoFlow(AutoContinuous):
         return self._unpack_and_constrain(jnp.quantile(draws, jnp.asarray(quantiles), 0), params)
 
 
-class AutoMAF(AutoFlow):
-    """:class:`AutoFlow` with :func:`~numpyro_maf.maf`, by default ``transforms=3, hidden=(32, 32)``.
+class AutoFlow(FlowGuide):
+    """:class:`FlowGuide` with any builder.
 
-    :param options: of :class:`AutoFlow`, and of the builder.
+    :param builder: ``(key, features) -> Flow``, such as ``partial(maf, transforms=3)``; by default two
+        autoregressive transforms of affine maps and splines.
+    :param options: of :class:`FlowGuide`.
     """
 
-    _family = staticmethod(maf)
+    def __init__(self, model, *, builder: Callable[..., Flow] = _SPLINES, **options):
+        super().__init__(model, builder, **options)
+
+
+class AutoMAF(FlowGuide):
+    """:class:`FlowGuide` with :func:`~numpyro_maf.maf`, by default ``transforms=3, hidden=(32, 32)``.
+
+    :param options: of :class:`FlowGuide`, and of the builder.
+    """
 
     def __init__(self, model, **options):
-        own = {name: options.pop(name) for name in list(options) if name in _OWN}
-        builder = partial(self._family, **({"transforms": 3, "hidden": (32, 32)} | options))
-        super().__init__(model, builder=builder, **own)
+        own, rest = _sorted(options)
+        super().__init__(model, partial(maf, **rest), **own)
 
 
-class AutoIAF(AutoMAF):
-    """:class:`AutoMAF` with :func:`~numpyro_maf.iaf`: draws are one parallel pass, as NeuTra likes it."""
+class AutoIAF(FlowGuide):
+    """:class:`FlowGuide` with :func:`~numpyro_maf.iaf`: draws are one parallel pass, as NeuTra likes it.
 
-    _family = staticmethod(iaf)
+    :param options: as for :class:`AutoMAF`.
+    """
+
+    def __init__(self, model, **options):
+        own, rest = _sorted(options)
+        super().__init__(model, partial(iaf, **rest), **own)
 
 
-_OWN = set(inspect.signature(AutoFlow).parameters) - {"model", "builder"}
+def _sorted(options) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The guide's options, and the builder's with the defaults of a guide."""
+    names = set(inspect.signature(FlowGuide).parameters)
+    own = {name: value for name, value in options.items() if name in names}
+    rest = {name: value for name, value in options.items() if name not in names}
+    return own, {"transforms": 3, "hidden": (32, 32)} | rest
 
 
 class AutoAmortized(AutoGuide):
