@@ -194,7 +194,7 @@ def bench(folder, name, guides, chunks, seed):
         row = {
             "model": name.split("-")[-1], "guide": title, "ELBO": f"{log_weights.mean():.3f}",
             "k-hat": f"{found.khat:.2f}", "ESS": f"{found.ess / len(log_weights):.0%}",
-            "worst |mean error| / sd": f"{np.abs((draws.mean(0) - mean) / sd).max():.3f}",
+            "worst mean error / sd": f"{np.abs((draws.mean(0) - mean) / sd).max():.3f}",
             "seconds": f"{took:.1f}", "of them compiling": f"{set_up:.1f}",
             "time to AutoIAFNormal's ELBO": "", "steps alone": "",
         }  # fmt: skip
