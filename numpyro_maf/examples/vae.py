@@ -64,7 +64,7 @@ def model(x, prior: str = "MAF", batch_size: int | None = None):
         numpyro.sample("x", dist.Binomial(LEVELS, logits=logits).to_event(1), obs=x[rows])
 
 
-def train(key, x, prior="MAF", posterior="IAF", steps=6000, batch_size=128, progress=True):
+def train(key, x, prior="MAF", posterior="IAF", steps=4000, batch_size=128, progress=True):
     """Train model and guide together; return the guide and the parameters."""
     guide = AutoAmortized(
         model,
@@ -114,7 +114,7 @@ def picture(path, x, draws, rebuilt):
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="folder for the picture")
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
     from sklearn.datasets import load_digits
