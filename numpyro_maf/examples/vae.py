@@ -112,6 +112,7 @@ def picture(path, x, draws, rebuilt):
 
 
 def main(arguments=None):
+    """Train the three, print their bounds, draw a picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="folder for the picture")
     parser.add_argument("--steps", type=int, default=4000)
