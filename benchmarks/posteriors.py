@@ -16,6 +16,7 @@ import argparse
 import json
 import platform
 import time
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -31,6 +32,7 @@ from numpyro.infer.reparam import NeuTraReparam
 
 import numpyro_maf as nm
 from numpyro_maf.diagnostics import c2st, psis
+from numpyro_maf.importance import draw_and_score
 
 # The models -------------------------------------------------------------------------------------
 
@@ -128,19 +130,12 @@ def columns(draws, names):
 def weigher(model, guide, data):
     """A function of parameters, key and number of draws: log target minus log guide, and the draws."""
 
-    def one(params, key):
-        seeded = numpyro.handlers.seed(guide, key)
-        trace = numpyro.handlers.trace(numpyro.handlers.substitute(seeded, params)).get_trace(data)
-        latent = {k: s["value"] for k, s in trace.items() if s["type"] == "sample" and k[0] != "_"}
-        q = sum(
-            jnp.sum(s["fn"].log_prob(s["value"], s["intermediates"]) if s["intermediates"] else
-                    s["fn"].log_prob(s["value"])) for s in trace.values() if s["type"] == "sample"
-        )  # fmt: skip
-        p = numpyro.infer.util.log_density(model, (data,), {}, latent)[0]
-        return p - q, latent
+    @partial(jax.jit, static_argnums=2)
+    def weigh(params, key, num_samples):
+        draws, log_weights = draw_and_score(key, model, guide, params, (data,), {}, num_samples)
+        return log_weights, draws
 
-    several = jax.jit(jax.vmap(one, (None, 0)))
-    return lambda params, key, num_samples: several(params, jax.random.split(key, num_samples))
+    return weigh
 
 
 def run(model, data, make, settings, chunks, key):

@@ -12,6 +12,7 @@ from jax import lax
 from numpyro.handlers import replay, seed, substitute, trace
 from numpyro.infer import Trace_ELBO
 from numpyro.infer.util import log_density
+from numpyro.util import check_model_guide_match
 
 __all__ = ["PathELBO"]
 
@@ -25,6 +26,7 @@ class PathELBO(Trace_ELBO):
 
     :param num_particles: draws for each step.
     :param vectorize_particles: as for ``Trace_ELBO``.
+    :raises ValueError: for models and guides with mutable state, which it does not carry.
     """
 
     def __init__(self, num_particles: int = 1, vectorize_particles: bool = True):
@@ -43,7 +45,12 @@ class PathELBO(Trace_ELBO):
             }
             replayed = substitute(seeded, data=values)
             guide_log, _ = log_density(replayed, args, kwargs, lax.stop_gradient(param_map))
-            model_log, _ = log_density(replay(seed(model, model_key), drawn), args, kwargs, param_map)
+            replayed = replay(seed(model, model_key), drawn)
+            model_log, run = log_density(replayed, args, kwargs, param_map)
+            check_model_guide_match(run, drawn)
+            mutable = [k for k, site in (drawn | run).items() if site["type"] == "mutable"]
+            if mutable:
+                raise ValueError(f"PathELBO does not carry the mutable state {mutable}: use Trace_ELBO")
             return model_log - guide_log
 
         if self.num_particles == 1:

@@ -95,7 +95,6 @@ class FlowGuide(AutoContinuous):
 
     def _get_posterior(self):
         name = self.prefix
-        # Functions, lest `get_transform` after pickling ask for values that only a set-up guide has.
         loc = lax.stop_gradient(numpyro.param(f"{name}_loc", lambda key: self._gaussian[0]))
         scale = lax.stop_gradient(numpyro.param(f"{name}_scale", lambda key: self._gaussian[1]))
         gaussian = LowerCholeskyAffine(loc, scale) if scale.ndim == 2 else Standardize(loc, scale)
@@ -144,7 +143,7 @@ class AutoMAF(FlowGuide):
     """
 
     def __init__(self, model, **options):
-        own, rest = _sorted(options)
+        own, rest = _split_options(options)
         super().__init__(model, partial(maf, **rest), **own)
 
 
@@ -155,11 +154,11 @@ class AutoIAF(FlowGuide):
     """
 
     def __init__(self, model, **options):
-        own, rest = _sorted(options)
+        own, rest = _split_options(options)
         super().__init__(model, partial(iaf, **rest), **own)
 
 
-def _sorted(options) -> tuple[dict[str, Any], dict[str, Any]]:
+def _split_options(options) -> tuple[dict[str, Any], dict[str, Any]]:
     """The guide's options, and the builder's with the defaults of a guide."""
     names = set(inspect.signature(FlowGuide).parameters)
     own = {name: value for name, value in options.items() if name in names}
@@ -180,7 +179,9 @@ class AutoAmortized(AutoGuide):
         arguments; None for the first argument. A pytree of arrays for an encoder that takes one.
     :param encoder: see :func:`~numpyro_maf.encoders.as_network`; its results are the flow's context.
     :param builder: ``(key, features, *, context) -> Flow``.
+    :param prefix: of the names of its sites; ``create_plates``: as for NumPyro's guides.
     :param init_loc_fn: where the latent variables start, one of NumPyro's strategies.
+    :param quantile_samples: draws for :meth:`median` and :meth:`quantiles`.
     :raises ValueError: for latent variables outside the plate.
     """
 
@@ -219,7 +220,7 @@ class AutoAmortized(AutoGuide):
             transform = biject_to(site["fn"].support)
             frame = frames[self.plate]
             shape = jnp.shape(self._init_locs[name])
-            axis = len(shape) - (len(shape) - len(site["fn"].batch_shape)) + frame.dim
+            axis = len(site["fn"].batch_shape) + frame.dim
             self._layout[name] = transform, len(shape) - axis, shape[:axis] + shape[axis + 1 :]
             locs.append(jnp.moveaxis(self._init_locs[name], axis, 0).reshape(frame.size, -1))
         self._frame = frame

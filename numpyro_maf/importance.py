@@ -79,8 +79,7 @@ def check_guide(key, model, guide, params, *args, num_samples: int = 4000, **kwa
     """Draw from a guide, any of NumPyro's, weigh each draw by the model, and say whether to believe it.
 
     Yao, Vehtari, Simpson & Gelman, *Yes, but Did It Work?* (2018): the weights ``p(x, z) / q(z)`` tell how
-    far
-    the guide is from the posterior, and mend it where it is near.
+    far the guide is from the posterior, and mend it where it is near.
 
     :param key: a ``jax.random`` key.
     :param params: of a trained guide, such as ``svi_result.params``.

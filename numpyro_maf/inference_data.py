@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import numpy as np
-from numpyro import handlers
-from numpyro.infer.initialization import init_to_uniform
+
+from numpyro_maf.sites import run_once
 
 __all__ = ["to_arviz"]
 
@@ -39,10 +38,7 @@ def to_arviz(
     """
     import arviz
 
-    seeded = handlers.seed(model, jax.random.key(0))
-    started = handlers.substitute(seeded, substitute_fn=init_to_uniform)  # improper priors draw nothing
-    with handlers.block():
-        trace = handlers.trace(started).get_trace(*model_args, **(model_kwargs or {}))
+    trace = run_once(model, model_args, model_kwargs)
     observed = {
         name: np.asarray(site["value"])
         for name, site in trace.items()

@@ -21,7 +21,7 @@ from numpyro.infer.initialization import init_to_uniform
 
 from numpyro_maf.bijectors import static
 
-__all__ = ["Sites", "latent_trace"]
+__all__ = ["Sites", "run_once"]
 
 
 @register_dataclass
@@ -46,7 +46,10 @@ class Sites:
 
         :raises ValueError: for discrete variables, and supports that depend on other variables.
         """
-        trace, other = (latent_trace(model, model_args, model_kwargs, seed) for seed in (0, 1))
+        trace, other = (
+            {k: s for k, s in run.items() if s["type"] == "sample" and not s["is_observed"]}
+            for run in (run_once(model, model_args, model_kwargs, seed) for seed in (0, 1))
+        )
         chosen = {k: s for k, s in trace.items() if names is None or k in names}
         if not chosen:
             raise ValueError(
@@ -130,13 +133,12 @@ class Sites:
         return total
 
 
-def latent_trace(model, model_args=(), model_kwargs=None, seed: int = 0) -> dict[str, Any]:
-    """The latent sample sites of a run of the model, improper priors included."""
+def run_once(model, model_args=(), model_kwargs=None, seed: int = 0) -> dict[str, Any]:
+    """The trace of one run of a model; sites with improper priors, which draw nothing, are started."""
     seeded = handlers.seed(model, jax.random.key(seed))
     started = handlers.substitute(seeded, substitute_fn=init_to_uniform)
     with handlers.block():
-        trace = handlers.trace(started).get_trace(*model_args, **(model_kwargs or {}))
-    return {k: s for k, s in trace.items() if s["type"] == "sample" and not s["is_observed"]}
+        return dict(handlers.trace(started).get_trace(*model_args, **(model_kwargs or {})))
 
 
 def _support_to_spec(support) -> dict[str, Any]:

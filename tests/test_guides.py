@@ -258,6 +258,23 @@ def test_path_elbo_trains_the_models_own_parameters():
     np.testing.assert_allclose(result.params["loc"], 3.0, atol=0.1)  # maximum likelihood
 
 
+def test_path_elbo_refuses_mutable_state_and_warns_of_sites_without_guide():
+    def stateful():
+        numpyro.primitives.mutable("count", jnp.zeros(()))
+        one_number()
+
+    guide = AutoNormal(one_number)
+    svi = SVI(stateful, guide, optax.adam(1e-3), nm.PathELBO())
+    with pytest.raises(ValueError, match="mutable state"):
+        svi.run(jax.random.key(0), 1, progress_bar=False)
+
+    def nothing():
+        pass
+
+    with pytest.warns(UserWarning, match="model but not guide"):
+        nm.PathELBO().loss(jax.random.key(0), {}, one_number, nothing)
+
+
 # Amortised ---------------------------------------------------------------------------------------
 
 RNG = np.random.default_rng(0)
