@@ -22,6 +22,7 @@ from numpyro_maf.bijectors import (
     Part,
     Permute,
     Probit,
+    Regression,
     Reshape,
     Standardize,
 )
@@ -56,6 +57,20 @@ from numpyro_maf.made import MADE
 from numpyro_maf.module import flow_module, random_flow_module
 from numpyro_maf.ode import FFJORD
 from numpyro_maf.priors import Joint, fit_sites, sample_sites
+from numpyro_maf.sbi import (
+    Sequential,
+    Simulations,
+    Simulator,
+    learned,
+    nle,
+    npe,
+    nre,
+    simulate,
+    smc,
+    snle,
+    snpe,
+    snre,
+)
 from numpyro_maf.scalars import Additive, Affine, Compose, MixtureCDF, Scalar
 from numpyro_maf.splines import CircularSpline, PiecewiseLinear, PiecewiseQuadratic, RQSpline
 
@@ -97,8 +112,12 @@ __all__ = [
     "PiecewiseQuadratic",
     "Probit",
     "RQSpline",
+    "Regression",
     "Reshape",
     "Scalar",
+    "Sequential",
+    "Simulations",
+    "Simulator",
     "Standardize",
     "__version__",
     "attribute",
@@ -132,5 +151,14 @@ __all__ = [
     "realnvp",
     "sample_sites",
     "save",
+    "learned",
+    "nle",
+    "npe",
+    "nre",
+    "simulate",
+    "smc",
+    "snle",
+    "snpe",
+    "snre",
     "to_arviz",
 ]

@@ -31,8 +31,8 @@ from numpyro.distributions.transforms import Transform
 from numpyro.distributions.util import array_equiv
 
 __all__ = [
-    "ActNorm", "Bijector", "Chain", "Inverse", "Logit", "LULinear", "Part", "Permute", "Probit", "Reshape",
-    "Standardize",
+    "ActNorm", "Bijector", "Chain", "Each", "Inverse", "Logit", "LULinear", "Part", "Permute", "Probit",
+    "Regression", "Reshape", "Standardize",
 ]  # fmt: skip
 
 # Supports of events by the support of their numbers: singletons, as NumPyro compares them by identity.
@@ -47,6 +47,15 @@ EVENTS: dict[str, Any] = {
 def _box(alpha: float):
     """What :class:`Logit` maps to the reals: the unit box, or a little more."""
     return constraints.independent(constraints.interval(*_ends(alpha)), 1) if alpha else EVENTS["unit"]
+
+
+def _each(support):
+    """Vectors of numbers with a support, the same object for the same singleton."""
+    known = {id(constraints.positive): _POSITIVE}
+    return known.get(id(support)) or constraints.independent(support, 1)
+
+
+_POSITIVE = constraints.independent(constraints.positive, 1)
 
 
 def _ends(alpha: float) -> tuple[float, float]:
@@ -483,6 +492,79 @@ class LULinear(Bijector):
 
 
 @dataclass(frozen=True, eq=False)
+class Regression(Bijector):
+    """``y = L x + A c + b``: a Gaussian linear model of events given the context, where a flow may start.
+
+    :meth:`initialized` sets it by ridge regression of outputs on contexts.
+
+    :param slope: A, ``(D, C)``; ``loc``: b, ``(D,)``.
+    :param factor: ``(D, D)``, of which the part below the diagonal counts; its diagonal is the log of L's.
+    :param context: ``(..., C)``, when bound.
+    """
+
+    slope: Any
+    loc: Any
+    factor: Any
+    context: Any = None
+
+    @classmethod
+    def init(cls, features: int, context: int) -> Regression:
+        """The identity."""
+        return cls(jnp.zeros((features, context)), jnp.zeros(features), jnp.zeros((features, features)))
+
+    def bind(self, context):
+        return dataclasses.replace(self, context=context)
+
+    @property
+    def batch_shape(self):
+        return jnp.shape(self.context)[:-1]
+
+    def initialized(self, y, context=None):
+        y, c = (np.asarray(a, np.float64) for a in (y, context))
+        slope = _ridge(c - c.mean(0), y - y.mean(0))
+        loc = y.mean(0) - c.mean(0) @ slope
+        rest = y - c @ slope - loc
+        spread = rest.T @ rest / max(len(y) - 1, 1)
+        factor = np.linalg.cholesky(spread + 1e-9 * (1 + np.trace(spread)) * np.eye(len(spread)))
+        factor = np.tril(factor, -1) + np.diag(np.log(np.diag(factor)))
+        arrays = (jnp.asarray(a, self.loc.dtype) for a in (slope.T, loc, factor))
+        return Regression(*arrays)
+
+    def _parts(self, x):
+        check_width(x, self.loc.shape[-1], "Regression")
+        log_diagonal = jnp.diagonal(self.factor)
+        lower = jnp.tril(self.factor, -1) + jnp.diag(jnp.exp(log_diagonal))
+        return lower, self.context @ self.slope.T + self.loc, log_diagonal.sum()
+
+    def forward_and_log_det(self, x):
+        lower, shift, log_det = self._parts(x)
+        y = x @ lower.T + shift
+        return y, jnp.broadcast_to(log_det, y.shape[:-1])
+
+    def inverse_and_log_det(self, y):
+        lower, shift, log_det = self._parts(y)
+        rest = y - shift
+        columns = rest.reshape(-1, rest.shape[-1]).T.astype(jnp.result_type(rest, lower))
+        x = solve_triangular(lower, columns, lower=True).T.reshape(rest.shape)
+        return x, jnp.broadcast_to(-log_det, x.shape[:-1])
+
+
+def _ridge(c, y) -> np.ndarray:
+    """Slopes ``(C, D)`` of centred columns, each with the penalty of least generalised cross-validation.
+
+    Golub, Heath & Wahba (1979), from one singular value decomposition.
+    """
+    u, s, vt = np.linalg.svd(c, full_matrices=False)
+    projected, n = u.T @ y, len(y)
+    rest = (y**2).sum(0) - (projected**2).sum(0)
+    shrink = s**2 / (s**2 + n * np.logspace(-7, 3, 41)[:, None] + 1e-300)  # (penalties, rank)
+    errors = rest + ((1 - shrink) ** 2) @ projected**2
+    best = np.argmin(errors / (1 - shrink.sum(1, keepdims=True) / n).clip(1e-3) ** 2, 0)
+    coefficients = shrink[best].T * projected / np.where(s > 0, s, 1)[:, None]
+    return vt.T @ coefficients
+
+
+@dataclass(frozen=True, eq=False)
 class Logit(Bijector):
     """``y = logit(alpha + (1 - 2 alpha) x)``: from the unit box to the reals.
 
@@ -534,6 +616,31 @@ class Probit(Bijector):
 
     def inverse_and_log_det(self, y):
         return _open(ndtr(y)), norm.logpdf(y).sum(-1)
+
+
+@dataclass(frozen=True, eq=False)
+class Each(Bijector):
+    """A NumPyro transform of single numbers, applied to each feature: from the reals to another support.
+
+    :param transform: such as ``biject_to(constraints.positive)``.
+    """
+
+    transform: Any
+
+    @property
+    def codomain(self):
+        return _each(self.transform.codomain)
+
+    def inputs_of(self, known):
+        return known
+
+    def forward_and_log_det(self, x):
+        y = self.transform(x)
+        return y, self.transform.log_abs_det_jacobian(x, y).sum(-1)
+
+    def inverse_and_log_det(self, y):
+        x = self.transform._inverse(y)
+        return x, -self.transform.log_abs_det_jacobian(x, y).sum(-1)
 
 
 def _open(p):

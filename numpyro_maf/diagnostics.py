@@ -10,7 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["PSIS", "c2st", "classification_scores", "expected_calibration_error", "psis"]
+__all__ = [
+    "PSIS", "SBC", "Coverage", "c2st", "classification_scores", "coverage", "expected_calibration_error",
+    "psis", "sbc", "tarp",
+]  # fmt: skip
 
 
 class PSIS(NamedTuple):
@@ -60,6 +63,157 @@ def _psislw(log_weights):
 
         return psislw(log_weights)
     return array_stats.psislw(-log_weights)
+
+
+class SBC(NamedTuple):
+    """What :func:`sbc` returns; printing it gives the verdict.
+
+    :param ranks: ``(N, D)``: how many of the L draws lie below the truth.
+    :param draws: L.
+    :param pvalues: ``(D,)``, of uniform ranks.
+    :param names: of the D numbers.
+    """
+
+    ranks: np.ndarray
+    draws: int
+    pvalues: np.ndarray
+    names: tuple[str, ...]
+
+    @property
+    def verdict(self) -> str:
+        """One sentence: which posteriors are too narrow, too wide or to one side, if any."""
+        uniform = (self.ranks + 0.5) / (self.draws + 1)
+        found = []
+        for u, p, name in zip(uniform.T, self.pvalues, self.names):
+            if p < 0.01 / len(self.names):
+                lean = (u.mean() - 0.5) * math.sqrt(12 * len(u))
+                width = (((u - 0.5) ** 2).mean() - 1 / 12) * math.sqrt(180 * len(u))
+                low, wide = ("low", "narrow") if lean > 0 else ("high", "wide")
+                kind = f"too {low}" if abs(lean) > abs(width) else f"too {'narrow' if width > 0 else 'wide'}"
+                found.append(f"{name} is {kind} (p = {p:.1g})")
+        if found:
+            return "not calibrated: " + ", ".join(found)
+        return f"no miscalibration found in {len(self.ranks)} posteriors (least p {self.pvalues.min():.2f})"
+
+    def __str__(self):
+        return self.verdict
+
+
+class Coverage(NamedTuple):
+    """What :func:`coverage` and :func:`tarp` return; printing it gives the verdict.
+
+    :param levels: ``(N,)``, for each posterior the least credible level of a region that holds the truth;
+        uniform if all is well.
+    :param pvalue: of that.
+    """
+
+    levels: np.ndarray
+    pvalue: float
+
+    def at(self, credibility) -> np.ndarray:
+        """The share of regions of a credibility that hold the truth."""
+        return np.searchsorted(np.sort(self.levels), credibility, "right") / len(self.levels)
+
+    @property
+    def verdict(self) -> str:
+        """One sentence: whether regions hold the truth as often as they say."""
+        held = {level: float(self.at(level)) for level in (0.5, 0.9)}
+        figures = ", ".join(f"{level:.0%} regions hold {share:.1%}" for level, share in held.items())
+        if self.pvalue >= 0.01:
+            return f"no miscalibration found: {figures} (p = {self.pvalue:.2f})"
+        over = self.levels.mean() > 0.5
+        kind = "overconfident" if over else "underconfident"
+        return f"not calibrated, {kind}: {figures} (p = {self.pvalue:.1g})"
+
+    def __str__(self):
+        return self.verdict
+
+
+def sbc(draws, truth, *, seed: int = 0) -> SBC:
+    """Simulation-based calibration: the truth's rank among draws of its posterior is uniform.
+
+    Talts, Betancourt, Simpson, Vehtari & Gelman (2018), with a Kolmogorov-Smirnov test of each number.
+
+    :param draws: ``(L, N, D)``: L draws of each of N posteriors; or values by site, ``(L, N, ...)``.
+    :param truth: ``(N, D)``, what the data of each were made from; or values by site.
+    :param seed: ties, of discrete numbers, are broken at random.
+    :raises ValueError: for shapes that do not fit, and fewer than 20 posteriors.
+    """
+    from scipy.stats import kstest
+
+    draws, truth, names = _columns(draws, truth)
+    rng, count = np.random.default_rng(seed), len(draws)
+    below, ties = (draws < truth).sum(0), (draws == truth).sum(0)
+    ranks = below + rng.integers(0, ties + 1)
+    uniform = (ranks + rng.random(ranks.shape)) / (count + 1)
+    pvalues = np.array([kstest(u, "uniform").pvalue for u in uniform.T])
+    return SBC(ranks, count, pvalues, names)
+
+
+def coverage(log_prob_draws, log_prob_truth) -> Coverage:
+    """Expected coverage of the regions of highest density.
+
+    Hermans et al. (2022), eq. 3: the truth lies in the region of level alpha if a share of at most alpha of
+    the draws is denser.
+
+    :param log_prob_draws: ``(L, N)``, the posteriors' log-density at L draws of each.
+    :param log_prob_truth: ``(N,)``, at what the data were made from.
+    """
+    draws, truth = np.asarray(log_prob_draws), np.asarray(log_prob_truth)
+    if draws.ndim != 2 or truth.shape != draws.shape[1:]:
+        raise ValueError(f"expected log-densities (L, N) and (N,), got {draws.shape} and {truth.shape}")
+    return _coverage((draws > truth).sum(0), len(draws))
+
+
+def tarp(draws, truth, *, seed: int = 0) -> Coverage:
+    """Expected coverage of balls about random points: needs draws alone, and finds what is wrong in general.
+
+    Lemos, Coogan, Hezaveh & Perreault-Levasseur, *TARP* (2023), algorithm 2. Numbers are standardised by the
+    truths; the points are uniform over their range.
+
+    :param draws: as for :func:`sbc`.
+    """
+    draws, truth, _ = _columns(draws, truth)
+    loc, scale = truth.mean(0), truth.std(0)
+    scale = np.where(scale > 0, scale, 1)
+    draws, truth = (draws - loc) / scale, (truth - loc) / scale
+    points = np.random.default_rng(seed).uniform(truth.min(0), truth.max(0), truth.shape)
+    nearer = ((draws - points) ** 2).sum(-1) < ((truth - points) ** 2).sum(-1)
+    return _coverage(nearer.sum(0), len(draws))
+
+
+def _coverage(counts, of: int) -> Coverage:
+    from scipy.stats import kstest
+
+    if len(counts) < 20:
+        raise ValueError(f"calibration needs 20 posteriors or more, got {len(counts)}")
+    levels = (counts + np.random.default_rng(0).random(len(counts))) / (of + 1)
+    return Coverage(levels, float(kstest(levels, "uniform").pvalue))
+
+
+def _columns(draws, truth):
+    """``(L, N, D)``, ``(N, D)`` and a name for each of the D numbers."""
+    if isinstance(draws, dict):
+        names, parts, truths = [], [], []
+        for site, value in draws.items():
+            value, true = np.asarray(value), np.asarray(truth[site])
+            if value.ndim < 2 or value.shape[1:] != true.shape:
+                raise ValueError(f"draws of {site!r} must be (L, *{true.shape}), got {value.shape}")
+            inner = list(np.ndindex(true.shape[1:]))
+            names += [f"{site}[{', '.join(map(str, i))}]" if i else site for i in inner]
+            parts.append(value.reshape(*value.shape[:2], -1))
+            truths.append(true.reshape(len(true), -1))
+        draws, truth = np.concatenate(parts, -1), np.concatenate(truths, -1)
+    else:
+        draws, truth = np.asarray(draws), np.asarray(truth)
+        if draws.ndim != 3 or truth.shape != draws.shape[1:]:
+            raise ValueError(
+                f"expected draws (L, N, D) and truths (N, D), got {draws.shape} and {truth.shape}"
+            )
+        names = [f"[{i}]" for i in range(draws.shape[-1])]
+    if draws.shape[1] < 20:
+        raise ValueError(f"calibration needs 20 posteriors or more, got {draws.shape[1]}")
+    return draws.astype(np.float64), truth.astype(np.float64), tuple(names)
 
 
 def c2st(reference, draws, *, seed: int = 0, folds: int = 5, jobs: int | None = None) -> float:

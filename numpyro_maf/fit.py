@@ -57,8 +57,9 @@ def fit(key, flow: Flow, x, context=None, *, dequantize: Dequantize | None = Non
         a flow. The losses are then bounds.
     :param options: ``weights``, ``(N,)``, how much each row counts; ``validation``, the share of rows held
         out at random, 0.1, or ``(N,)`` booleans, True for held out; ``standardize``, False to keep the
-        scalings that the flow has; and of :func:`train`: ``batch_size``, ``learning_rate``, ``max_epochs``,
-        ``patience``, ``optimizer``, ``progress``.
+        scalings that the flow has; ``regression``, True to start from a linear regression on the context
+        (:meth:`Flow.regressed`), None to try both and keep what validates better; and of :func:`train`:
+        ``batch_size``, ``learning_rate``, ``max_epochs``, ``patience``, ``optimizer``, ``progress``.
     :raises ValueError: for shapes that do not fit, and data or weights that are not finite.
     :raises FloatingPointError: when the loss stops being finite; the message names step and leaf.
     """
@@ -96,6 +97,7 @@ def fit_loss(
     weights=None,
     validation: Any = 0.1,
     standardize: bool = True,
+    regression: bool | None = False,
     **options,
 ) -> FitResult:
     """Check and standardise data, then :func:`train` a flow by a loss of its own.
@@ -115,33 +117,40 @@ def fit_loss(
     if weights.shape != (n,) or (weights < 0).any() or not weights.any():
         raise ValueError(f"weights must be ({n},), not negative and not all 0")
     key, split_key = jax.random.split(jax.random.key(key) if isinstance(key, int) else key)
-    held_out = _held_out(split_key, validation, n)
+    held_out = held_out_rows(split_key, validation, n)
     for rows, what in [(~held_out, "train on"), (held_out, "validate on")]:
         if rows.any() and not weights[rows].any():
             raise ValueError(f"all rows to {what} have weight 0")
-    if standardize:
-        rows = ~held_out
-        if flow.event_scale is not None:
-            inner = x[rows]
+    rows = np.flatnonzero(~held_out)
+    if standardize and flow.event_scale is not None:
+
+        def inner(part):
             if dequantize is not None:
-                inner = dequantize.sample(split_key, inner, len(flow.event_shape))[0]
+                part = dequantize.sample(split_key, part, len(flow.event_shape))[0]
             for transform in flow.outer[::-1]:
-                inner = np.asarray(transform.inv(inner))
-            inner = np.where(_discrete(flow), 0, inner)
-            flow = replace(flow, event_scale=_scale(inner, weights[rows], flow.event_scale))
-        if context is not None:
-            scale = _scale(context[rows], weights[rows], flow.context_scale)
-            flow = replace(flow, context_scale=scale)
+                part = np.asarray(transform.inv(part))
+            return np.where(_discrete(flow), 0, part)
+
+        flow = replace(flow, event_scale=scaling(x, rows, weights, inner))
+    if standardize and context is not None:
+        flow = replace(flow, context_scale=scaling(context, rows, weights))
+    flows = [flow]
+    if regression is not False:
+        some = np.random.default_rng(0).permutation(rows)[:8192]
+        layer: Any = flow.regressed(x[some], context[some]).regression
+        layers = [layer] if regression else [jax.tree.map(jnp.zeros_like, layer), layer]
+        flows = [flow.with_regression(layer) for layer in layers]
     dtype = jax.tree.leaves(flow.weights)[0].dtype
-    data = [x.astype(dtype)] + ([] if context is None else [context.astype(dtype)])
-    given = dict(weights=weights, held_out=held_out, **options)
-    if dequantize is None:
-        best, trained, validated, epoch = train(key, loss, flow.weights, data, flow, **given)
-        return FitResult(flow.with_weights(best), trained, validated, epoch)
-    both = flow.weights, dequantize.weights
-    best, trained, validated, epoch = train(key, loss, both, data, (flow, dequantize), **given)
-    noise = dequantize.with_weights(best[1])
-    return FitResult(flow.with_weights(best[0]), trained, validated, epoch, noise)
+    data = [a.astype(dtype, copy=False) for a in (x, context) if a is not None]
+    results = []
+    for flow in flows:
+        whole = flow if dequantize is None else (flow, dequantize)
+        start = jax.tree.map(lambda f: f.weights, whole, is_leaf=lambda f: isinstance(f, (Flow, Dequantize)))
+        found = train(key, loss, start, data, whole, weights=weights, held_out=held_out, **options)
+        (best, noise), (_, trained, validated, epoch) = (found[0] if dequantize else (found[0], None)), found
+        kept = None if dequantize is None else dequantize.with_weights(noise)
+        results.append(FitResult(flow.with_weights(best), trained, validated, epoch, kept))
+    return min(results, key=lambda r: min(r.validation_loss, default=min(r.train_loss, default=np.inf)))
 
 
 def fit_mixture(flow: Flow, x, context=None, *, steps: int = 1000) -> Flow:
@@ -191,7 +200,8 @@ def train(
     :param loss: ``loss(params, fixed, key, *rows) -> (rows,)``; the key is new at every step, and the same at
         every validation, so that random losses compare.
     :param params: pytree of arrays, trained.
-    :param data: arrays ``(N, ...)``.
+    :param data: arrays ``(N, ...)``; those of more than 256 MB together stay where they are, in memory or
+        mapped from disk, and pass by in blocks of rows.
     :param fixed: pytree of arrays, passed through.
     :param weights: ``(N,)``.
     :param held_out: ``(N,)`` booleans, the validation rows.
@@ -211,32 +221,36 @@ def train(
         optimizer = _adam(learning_rate)
     dtype = jax.tree.leaves(params)[0].dtype
     rows, valid = np.flatnonzero(~held_out), np.flatnonzero(held_out)
-    weights = jnp.asarray(weights, dtype)
-    data = tuple(jnp.asarray(a) for a in data)
+    weights = np.asarray(weights, dtype)
     batch_size = min(batch_size, len(rows))
-    chunk = min(max(batch_size, 1024), max(len(valid), 1))
+    resident = sum(a.nbytes for a in data) <= _RESIDENT
+    if resident:
+        weights, data = jnp.asarray(weights), tuple(map(jnp.asarray, data))
     key, valid_key = jax.random.split(key)
-    valid_batches = _batches(jnp.asarray(valid), chunk)
-    valid_keys = jax.random.split(valid_key, len(valid_batches))
+    chunk = min(max(batch_size, 1024), max(len(valid), 1))
     state, best = optimizer.init(params), params
-    train_loss, validation_loss, best_epoch, best_loss = [], [], -1, np.inf
+    train_loss, validation_loss, best_epoch, best_loss, taken = [], [], -1, np.inf, 0
     bar = tqdm(range(max_epochs), disable=not progress, desc="fit", unit="epoch")
     try:
         for epoch in bar:
             key, epoch_key = jax.random.split(key)
-            batches = _batches(jax.random.permutation(epoch_key, jnp.asarray(rows)), batch_size)
-            keys = jax.random.split(epoch_key, len(batches))
-            params, state, losses, mean = _epoch(
-                params, state, fixed, data, weights, (keys, batches), loss=loss, optimizer=optimizer
-            )
-            if not np.isfinite(losses).all():
-                step = int(np.argmin(np.isfinite(losses)))
-                at = keys[step], batches[step]
-                _report(loss, params, fixed, data, at, epoch * len(batches) + step)
-            train_loss.append(float(mean))
+            order = jax.random.permutation(epoch_key, jnp.asarray(rows))
+            sums = np.zeros(2)
+            for part, batches in _feed(epoch_key, data, weights, order, batch_size, resident):
+                params, state, losses, sum_ = _epoch(
+                    params, state, fixed, *part, batches, loss=loss, optimizer=optimizer
+                )
+                if not np.isfinite(losses).all():
+                    step = int(np.argmin(np.isfinite(losses)))
+                    at = jax.tree.map(lambda a, step=step: a[step], batches)
+                    _report(loss, params, fixed, part[0], at, taken + step)
+                sums, taken = sums + np.asarray(sum_), taken + len(losses)
+            train_loss.append(float(sums[0] / sums[1]))
             if len(valid):
-                value = _mean(params, fixed, data, weights, (valid_keys, valid_batches), loss=loss)
-                validation_loss.append(float(value))
+                sums = np.zeros(2)
+                for part, batches in _feed(valid_key, data, weights, jnp.asarray(valid), chunk, resident):
+                    sums = sums + np.asarray(_sums(params, fixed, *part, batches, loss=loss))
+                validation_loss.append(float(sums[0] / sums[1]))
             current = (validation_loss or train_loss)[-1]
             if current < best_loss:
                 best, best_loss, best_epoch = params, current, epoch
@@ -254,6 +268,25 @@ def train(
 def _adam(learning_rate):
     """One optimizer for each learning rate, so that equal fits share compiled epochs."""
     return optax.chain(optax.clip_by_global_norm(5.0), optax.adam(learning_rate))
+
+
+_RESIDENT, _BLOCK = 2**28, 2**26  # bytes
+
+
+def _feed(key, data, weights, rows, size, resident):
+    """Data and weights, whole or block by block, each with a key and row numbers for every batch."""
+    if resident:
+        batches = _batches(rows, size)
+        yield (data, weights), (jax.random.split(key, len(batches)), batches)
+        return
+    each = sum(a.nbytes for a in data) // len(weights)
+    block = max(_BLOCK // each // size, 1) * size
+    for start in range(0, len(rows), block):
+        key, block_key = jax.random.split(key)
+        chosen = np.sort(rows[start : start + block])  # in the order of the disk, mixed again below
+        batches = _batches(jax.random.permutation(block_key, len(chosen)), size)
+        part = tuple(jnp.asarray(a[chosen]) for a in data), jnp.asarray(weights[chosen])
+        yield part, (jax.random.split(block_key, len(batches)), batches)
 
 
 def _batches(rows, size):
@@ -289,14 +322,14 @@ def _epoch(params, state, fixed, data, weights, batches, *, loss, optimizer):
         return (keep(new_params, params), keep(new_state, state), alive), (value, total)
 
     (params, state, _), (values, totals) = lax.scan(step, (params, state, True), batches)
-    return params, state, values, jnp.sum(values * totals) / totals.sum()
+    return params, state, values, (jnp.sum(values * totals), totals.sum())
 
 
 @partial(jax.jit, static_argnames=("loss",))
-def _mean(params, fixed, data, weights, batches, *, loss):
-    """The weighted mean loss of all rows in the batches."""
+def _sums(params, fixed, data, weights, batches, *, loss):
+    """The weighted loss of all rows in the batches, and their weight."""
     values, totals = lax.map(lambda batch: _batch_loss(params, loss, fixed, data, weights, batch), batches)
-    return jnp.sum(values * totals) / totals.sum()
+    return jnp.sum(values * totals), totals.sum()
 
 
 def _report(loss, params, fixed, data, batch, step):
@@ -327,7 +360,7 @@ def _finite(name, value, ndim):
     return value
 
 
-def _held_out(key, validation, n) -> np.ndarray:
+def held_out_rows(key, validation, n) -> np.ndarray:
     """Which rows validate: given, or a random share."""
     if np.ndim(validation):
         mask = np.asarray(validation)
@@ -350,10 +383,23 @@ def _discrete(flow) -> np.ndarray:
     return np.zeros(flow.features, bool)
 
 
-def _scale(rows, weights, like) -> Standardize:
-    """Weighted mean and standard deviation; a column that does not vary keeps scale 1."""
-    rows = rows.astype(np.float64)
-    mean = np.average(rows, axis=0, weights=weights)
-    sd = np.sqrt(np.average((rows - mean) ** 2, axis=0, weights=weights))
+def scaling(x, rows, weights, inner: Callable = lambda part: part) -> Standardize:
+    """Weighted mean and standard deviation of some rows of an array, NaN left out, in one pass over it.
+
+    :param inner: what is done to rows first. A column that does not vary keeps scale 1.
+    """
+    count = mean = square = 0.0
+    for start in range(0, len(rows), 2**15):
+        chunk = rows[start : start + 2**15]
+        part = np.asarray(inner(np.asarray(x[chunk])), np.float64)
+        weight = weights[chunk].reshape(-1, *[1] * (part.ndim - 1)) * ~np.isnan(part)
+        total = weight.sum(0)
+        part = np.nan_to_num(part)
+        own = (weight * part).sum(0) / np.maximum(total, 1e-300)
+        new = np.maximum(count + total, 1e-300)
+        # Chan, Golub & LeVeque (1979): the parts' squares about their own means, and those of the means.
+        square = square + (weight * (part - own) ** 2).sum(0) + (own - mean) ** 2 * count * total / new
+        mean, count = mean + (own - mean) * total / new, count + total
+    sd = np.sqrt(square / np.maximum(count, 1e-300))
     sd = np.where(sd > 1e-10 * np.maximum(np.abs(mean), 1e-30), sd, 1.0)
-    return Standardize(*(jnp.asarray(a, like.loc.dtype) for a in (mean, sd)))
+    return Standardize(jnp.asarray(mean, float), jnp.asarray(sd, float))

@@ -29,9 +29,11 @@ from numpyro_maf.bijectors import (
     EVENTS,
     Bijector,
     Chain,
+    Each,
     Inverse,
     Logit,
     Probit,
+    Regression,
     Reshape,
     Standardize,
     static,
@@ -41,6 +43,7 @@ from numpyro_maf.made import MADE, Made
 from numpyro_maf.nets import check_hidden
 from numpyro_maf.parametric import Parametric, parametric_from_spec
 from numpyro_maf.scalars import Scalar
+from numpyro_maf.sites import bijection, support_from_spec, support_to_spec
 
 __all__ = ["BUILDERS", "Flow", "builder", "from_spec"]
 
@@ -131,10 +134,51 @@ class Flow:
         scaled = None if context is None else self._scaled(context)
         return replace(self, bijectors=Chain(self.bijectors).initialized(x, scaled).bijectors)
 
+    def onto(self, support) -> Flow:
+        """With events whose numbers have a support other than the reals: ``flow.onto(constraints.positive)``.
+
+        :param support: NumPyro's ``positive``, an ``interval``, ``greater_than``, …, of single numbers.
+        :raises ValueError: for a flow whose events are no real vectors already.
+        """
+        if len(self.event_shape) > 1 or self.event_scale is None or self.outer:
+            raise ValueError("onto takes a flow of real vectors")
+        config = json.dumps({**self._options, "support": support_to_spec(support)}, sort_keys=True)
+        return replace(self, config=config)
+
+    def regressed(self, x, context) -> Flow:
+        """With a linear regression of the events on the context between its transforms and the data.
+
+        What the transforms then learn is the residual. The regression is trained with them, from its estimate
+        by ridge regression on.
+
+        :param x: ``(N, D)``; ``context``: ``(N, C)``.
+        :raises ValueError: for a flow without context or without transforms of reals, or one that has a
+            regression.
+        """
+        if not self.context or not self.bijectors or self.event_scale is None or self.regression is not None:
+            raise ValueError("regressed takes a flow of real vectors with context and without a regression")
+        rows = np.asarray(x)
+        for transform in (*self.outer[::-1], self.event_scale):
+            rows = np.asarray(transform.inv(rows))
+        layer = Regression.init(self.features, self.context)
+        return self.with_regression(layer.initialized(rows, self._scaled(np.asarray(context))))
+
+    def with_regression(self, layer: Regression) -> Flow:
+        """With this linear regression; see :meth:`regressed`."""
+        config = json.dumps({**self._options, "regression": True}, sort_keys=True)
+        return replace(self, bijectors=(*self.bijectors, layer), config=config)
+
+    @property
+    def regression(self) -> Regression | None:
+        """The linear regression that :meth:`regressed` added."""
+        return self.bijectors[-1] if self._options.get("regression") else None
+
     @property
     def outer(self) -> tuple[Bijector, ...]:
-        """Fixed transforms after the scaling: out of the reals into the unit box, from vectors to images."""
+        """Fixed transforms after the scaling: out of the reals to a support, from vectors to images."""
         alpha, shape = self._options.get("logit"), self.event_shape
+        if "support" in self._options:
+            return (Each(bijection(support_from_spec(self._options["support"]))),)
         outer: list[Bijector] = [] if alpha is None else [Inverse(Logit(alpha))]
         if len(shape) > 1:
             outer.append(Reshape(shape) if alpha is None else Reshape(shape, "box", float(alpha)))
@@ -292,11 +336,14 @@ def from_spec(spec: dict[str, Any], key=None) -> Flow:
     name = options.pop("builder", None)
     if name not in BUILDERS:
         raise ValueError(f"unknown builder {name!r}, expected one of {sorted(BUILDERS)}")
-    base = _base_from_spec(options.pop("base"))
+    base, regressed = _base_from_spec(options.pop("base")), options.pop("regression", False)
+    support = options.pop("support", None)
     options = {name: _from_json(value) for name, value in options.items()}
     if base is not None:
         options["base"] = base
-    return BUILDERS[name](jax.random.key(0) if key is None else key, **options)
+    flow = BUILDERS[name](jax.random.key(0) if key is None else key, **options)
+    flow = flow if support is None else flow.onto(support_from_spec(support))
+    return flow.with_regression(Regression.init(flow.features, flow.context)) if regressed else flow
 
 
 def _from_json(value):

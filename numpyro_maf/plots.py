@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["activity_timeline", "loss_curves"]
+__all__ = ["activity_timeline", "calibration", "loss_curves"]
 
 
 def activity_timeline(data, probabilities, *, path=None, title=""):
@@ -90,6 +90,42 @@ def loss_curves(results, *, window: int = 50, axis=None, path=None, title=""):
     axis.set(ylim=(low - margin, high + 2 * margin), xlabel="step", ylabel="loss, nats", title=title)
     axis.legend(frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
+    if path is not None:
+        figure.savefig(path, dpi=120)
+    return figure
+
+
+def calibration(result, *, path=None, title=""):
+    """Ranks number by number, and coverage, each within the band where calibrated posteriors mostly lie.
+
+    :param result: :class:`~numpyro_maf.sbi.Calibration`.
+    :param path: where to save a PNG; None does not save.
+    :return: the matplotlib figure.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    ranks, regions = figure.subplots(1, 2)
+    found = result.sbc
+    level = np.linspace(0, 1, 201)
+    # Of the largest distance of an empirical distribution function (Kolmogorov), at 99%.
+    band = 1.628 / np.sqrt(len(found.ranks))
+    uniform = (found.ranks + 0.5) / (found.draws + 1)
+    for u, name in zip(uniform.T, found.names):
+        ranks.plot(level, np.searchsorted(np.sort(u), level) / len(u) - level, lw=1.2, label=name)
+    ranks.set(xlabel="rank of the truth, as a share of draws", ylabel="distribution less uniform")
+    for curve, name in [(result.coverage, "highest density"), (result.tarp, "about random points")]:
+        regions.plot(level, curve.at(level) - level, lw=1.4, label=name)
+    regions.set(xlabel="credibility of the region", ylabel="share that hold the truth, less credibility")
+    for axis in (ranks, regions):
+        axis.axhspan(-band, band, color="#dddddd", zorder=0, label="99% of calibrated ones")
+        axis.axhline(0, color="#888888", lw=0.8)
+        axis.legend(frameon=False, fontsize=8, ncols=2)
+        axis.set_ylim(-max(3 * band, 0.12), max(3 * band, 0.12))
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title)
     if path is not None:
         figure.savefig(path, dpi=120)
     return figure

@@ -12,16 +12,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.scipy.special import ndtr, ndtri
+from jax.scipy.stats import norm
 from jax.tree_util import register_dataclass
 from numpyro import handlers
 from numpyro.distributions import constraints
-from numpyro.distributions.transforms import biject_to
-from numpyro.distributions.util import sum_rightmost
+from numpyro.distributions.transforms import IndependentTransform, Transform, biject_to
+from numpyro.distributions.util import array_equiv, sum_rightmost
 from numpyro.infer.initialization import init_to_uniform
 
 from numpyro_maf.bijectors import static
+from numpyro_maf.distributions import of_one_number
 
-__all__ = ["Sites", "run_once"]
+__all__ = ["Sites", "bijection", "categories", "run_once", "support_from_spec", "support_to_spec"]
 
 
 @register_dataclass
@@ -29,8 +32,9 @@ __all__ = ["Sites", "run_once"]
 class Sites:
     """Names, shapes and supports of variables, and the bijection of all of them to the reals.
 
-    Each variable is mapped by NumPyro's ``biject_to`` of its support; the results follow one another in
-    a vector ``(..., D)``.
+    Each variable is mapped by NumPyro's ``biject_to`` of its support, or by a normal distribution function if
+    that is an interval: what is uniform becomes normal. Discrete variables stay as they are, from 0. The
+    results follow one another in a vector ``(..., D)``.
 
     :param supports: one NumPyro constraint for each name.
     :param names: of the sites; ``shapes``: of their values, without sample axes.
@@ -41,9 +45,10 @@ class Sites:
     shapes: tuple[tuple[int, ...], ...] = static()
 
     @classmethod
-    def of(cls, model, names=None, model_args=(), model_kwargs=None) -> Sites:
+    def of(cls, model, names=None, model_args=(), model_kwargs=None, discrete: bool = False) -> Sites:
         """The latent variables of a model, or those of ``names``, in the model's order.
 
+        :param discrete: whether discrete ones with finitely many values are allowed.
         :raises ValueError: for discrete variables, and supports that depend on other variables.
         """
         trace, other = (
@@ -56,8 +61,9 @@ class Sites:
                 f"none of the model's latent sites {sorted(trace)} is among {sorted(names or [])}"
             )
         for name, site in chosen.items():
-            if site["fn"].support.is_discrete:
-                raise ValueError(f"site {name!r} is discrete; only continuous sites map to the reals")
+            if site["fn"].support.is_discrete and not (discrete and categories(site["fn"].support)):
+                which = "has infinitely many values" if discrete else "is discrete"
+                raise ValueError(f"site {name!r} {which}; only continuous sites map to the reals")
             ends = [jax.tree.leaves(t[name]["fn"].support) for t in (trace, other)]
             if not all(jnp.array_equal(a, b) for a, b in zip(*ends)):
                 raise ValueError(f"the support of site {name!r} depends on other sites")
@@ -66,6 +72,17 @@ class Sites:
             tuple(chosen),
             tuple(jnp.shape(s["value"]) for s in chosen.values()),
         )
+
+    def select(self, names) -> Sites:
+        """Some of the sites, in their order.
+
+        :raises ValueError: for names that are none of them.
+        """
+        if not names or set(names) - set(self.names):
+            raise ValueError(f"the sites are {list(self.names)}, got {sorted(names)}")
+        kept = [i for i, name in enumerate(self.names) if name in names]
+        pick = lambda values: tuple(values[i] for i in kept)  # noqa: E731
+        return Sites(pick(self.supports), pick(self.names), pick(self.shapes))
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -76,13 +93,13 @@ class Sites:
         return {
             "names": list(self.names),
             "shapes": [list(shape) for shape in self.shapes],
-            "supports": [_support_to_spec(support) for support in self.supports],
+            "supports": [support_to_spec(support) for support in self.supports],
         }
 
     @classmethod
     def from_spec(cls, spec: dict[str, Any]) -> Sites:
         """The sites that :attr:`spec` describes."""
-        supports = tuple(map(_support_from_spec, spec["supports"]))
+        supports = tuple(map(support_from_spec, spec["supports"]))
         return cls(supports, tuple(spec["names"]), tuple(map(tuple, spec["shapes"])))
 
     @property
@@ -93,8 +110,14 @@ class Sites:
     def _parts(self):
         """Names, transforms and shapes on the unconstrained side."""
         for name, support, shape in zip(self.names, self.supports, self.shapes):
-            transform = biject_to(support)
+            transform = bijection(support)
             yield name, transform, transform.inverse_shape(shape)
+
+    @property
+    def columns(self) -> tuple[int, ...]:
+        """For each of the D columns how many values it has, 0 for a real one."""
+        parts = zip(self._parts(), self.supports)
+        return tuple(n for (_, _, shape), s in parts for n in [categories(s)] * math.prod(shape))
 
     def _split(self, vector):
         start = 0
@@ -133,6 +156,81 @@ class Sites:
         return total
 
 
+def categories(support) -> int:
+    """How many values a number with this support can have, 0 for a real one."""
+    support = of_one_number(support)
+    if support is constraints.boolean:
+        return 2
+    if isinstance(support, constraints.integer_interval):
+        return int(support.upper_bound) - int(support.lower_bound) + 1
+    return 0
+
+
+def bijection(support):
+    """From the reals, or for a discrete variable from 0, 1, …, to a support."""
+    event_dim, each = support.event_dim, of_one_number(support)
+    if isinstance(each, constraints.integer_interval) or each is constraints.boolean:
+        return _Shift(getattr(each, "lower_bound", 0))
+    if isinstance(each, constraints.interval):
+        inner = _NormalCDF(each.lower_bound, each.upper_bound)
+        return IndependentTransform(inner, event_dim) if event_dim else inner
+    return biject_to(support)
+
+
+class _NormalCDF(Transform):
+    """From the reals to an interval by the normal distribution function."""
+
+    domain = constraints.real
+
+    def __init__(self, low, high):
+        self.low, self.high = low, high
+
+    @property
+    def codomain(self):
+        return constraints.interval(self.low, self.high)
+
+    def __call__(self, x):
+        return self.low + (self.high - self.low) * ndtr(x)
+
+    def _inverse(self, y):
+        share = (y - self.low) / (self.high - self.low)
+        limits = jnp.finfo(jnp.result_type(share, float))
+        return ndtri(jnp.clip(share, limits.tiny, 1 - limits.epsneg))
+
+    def log_abs_det_jacobian(self, x, y, intermediates=None):
+        return jnp.log(self.high - self.low) + norm.logpdf(x)
+
+    def tree_flatten(self):
+        return (self.low, self.high), (("low", "high"), {})
+
+    def eq(self, other, static=False):
+        return isinstance(other, _NormalCDF) and array_equiv((self.low, self.high), (other.low, other.high))
+
+
+class _Shift(Transform):
+    """Integers as numbers from 0."""
+
+    domain = codomain = constraints.real
+
+    def __init__(self, low):
+        self.low = low
+
+    def __call__(self, x):
+        return jnp.round(x).astype(int) + self.low
+
+    def _inverse(self, y):
+        return (y - self.low).astype(float)
+
+    def log_abs_det_jacobian(self, x, y, intermediates=None):
+        return jnp.zeros_like(x)
+
+    def tree_flatten(self):
+        return (self.low,), (("low",), {})
+
+    def eq(self, other, static=False):
+        return isinstance(other, _Shift) and array_equiv(self.low, other.low)
+
+
 def run_once(model, model_args=(), model_kwargs=None, seed: int = 0) -> dict[str, Any]:
     """The trace of one run of a model; sites with improper priors, which draw nothing, are started."""
     seeded = handlers.seed(model, jax.random.key(seed))
@@ -141,11 +239,11 @@ def run_once(model, model_args=(), model_kwargs=None, seed: int = 0) -> dict[str
         return dict(handlers.trace(started).get_trace(*model_args, **(model_kwargs or {})))
 
 
-def _support_to_spec(support) -> dict[str, Any]:
+def support_to_spec(support) -> dict[str, Any]:
     """A constraint's name in NumPyro and its arguments."""
     kind = type(support)
     if kind is constraints.independent:
-        of = _support_to_spec(support.base_constraint)
+        of = support_to_spec(support.base_constraint)
         return {"name": "independent", "of": of, "event_dims": support.reinterpreted_batch_ndims}
     for name in constraints.__all__:
         known = getattr(constraints, name)
@@ -157,9 +255,10 @@ def _support_to_spec(support) -> dict[str, Any]:
     raise TypeError(f"a support of type {kind.__name__} cannot be described")
 
 
-def _support_from_spec(spec):
+def support_from_spec(spec):
+    """The constraint that :func:`support_to_spec` describes."""
     if "of" in spec:
-        return constraints.independent(_support_from_spec(spec["of"]), spec["event_dims"])
+        return constraints.independent(support_from_spec(spec["of"]), spec["event_dims"])
     if spec["name"] not in constraints.__all__:
         raise ValueError(f"unknown support {spec['name']!r}")
     known = getattr(constraints, spec["name"])

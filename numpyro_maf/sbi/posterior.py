@@ -1,0 +1,228 @@
+# Copyright Contributors to the numpyro_maf project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Posteriors by name: what can be done with draws and a density of a model's latent sites."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from numpyro import handlers
+from numpyro.distributions.transforms import biject_to
+from numpyro.infer import MCMC, NUTS
+from numpyro.infer.util import log_density
+
+from numpyro_maf.builders import nsf
+from numpyro_maf.diagnostics import psis
+from numpyro_maf.fit import fit
+from numpyro_maf.importance import GuideCheck
+from numpyro_maf.inference_data import to_arviz
+from numpyro_maf.priors import Joint
+from numpyro_maf.sbi.simulations import Simulations, simulate
+from numpyro_maf.sites import Sites
+
+__all__ = ["Posterior", "Setting"]
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """A model and what it is called with; hashable, so that what was compiled for one serves an equal one."""
+
+    model: Callable
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def __eq__(self, other):
+        plain = isinstance(other, Setting) and not (self.args or self.kwargs or other.args or other.kwargs)
+        return self is other or (plain and self.model == other.model)
+
+    def __hash__(self):
+        return hash(self.model)
+
+    def conditioned(self, values) -> Callable:
+        """The model with some sites observed."""
+        return handlers.condition(self.model, data=values)
+
+
+class Posterior:
+    """A distribution over a model's latent sites, by name and on their supports (abstract).
+
+    Subclasses give ``sample`` and ``log_prob``, and the fields ``sites``, ``setting`` and ``observation``,
+    values by site.
+    """
+
+    sites: Sites
+    setting: Setting
+    observation: dict[str, Any]
+
+    def sample(self, key, sample_shape=()) -> dict[str, Any]:
+        """Draws by site, ``sample_shape + batch_shape + site.shape``."""
+        raise NotImplementedError
+
+    def log_prob(self, values) -> Any:
+        """Log-density of values by site, with equal leading axes."""
+        raise NotImplementedError
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """The leading axes of the observations."""
+        return ()
+
+    def _one(self, what: str):
+        if self.batch_shape:
+            raise ValueError(f"{what} takes one observation, got a batch of shape {self.batch_shape}")
+
+    # Points and parts ---------------------------------------------------------------------------
+
+    def map(self, key, *, num_samples: int = 1000, steps: int = 300) -> dict[str, Any]:
+        """The most probable values by site: from the best draws uphill, among values as far out as draws.
+
+        :param num_samples: draws, the best 8 of which are starts.
+        :param steps: of Adam.
+        """
+        self._one("map")
+        draws = self.sample(key, (num_samples,))
+        vectors, density = self.sites.unconstrain(draws), self.log_prob(draws)
+        starts = vectors[jnp.argsort(-density)[:8]]
+        real = np.array(self.sites.columns) == 0
+        low, high = jnp.quantile(vectors, 0.002, 0), jnp.quantile(vectors, 0.998, 0)
+        scale = jnp.where(real, jnp.maximum(high - low, 1e-12), 1.0)
+
+        def at(points):
+            return self.log_prob(self.sites.constrain(points))
+
+        optimizer = optax.adam(optax.cosine_decay_schedule(0.03, steps))
+
+        def step(carry, _):
+            points, state = carry
+            slopes = jax.grad(lambda p: at(p).sum())(points)
+            updates, state = optimizer.update(-jnp.nan_to_num(slopes) * scale, state)
+            points = jnp.where(real, jnp.clip(points + updates * scale, low, high), points)
+            return (points, state), None
+
+        @jax.jit
+        def climb(points):
+            (points, _), _ = lax.scan(step, (points, optimizer.init(points)), length=steps)
+            return points, at(points)
+
+        ends, heights = climb(
+            jnp.clip(starts, jnp.where(real, low, -jnp.inf), jnp.where(real, high, jnp.inf))
+        )
+        best = jnp.concatenate([ends, starts])
+        heights = jnp.concatenate([heights, at(starts)])
+        return self.sites.constrain(best[jnp.nanargmax(heights)])
+
+    def marginal(self, key, *names: str, num_samples: int = 10_000, **options) -> Joint:
+        """The joint density of some sites alone: a spline flow of draws, with ``sample`` and ``log_prob``.
+
+        :param options: of :func:`~numpyro_maf.fit`.
+        """
+        self._one("marginal")
+        kept = self.sites.select(names)
+        vector = np.asarray(kept.unconstrain(self.sample(key, (num_samples,))))
+        flow = nsf(key, kept.width)
+        return Joint(
+            fit(key, flow, vector, **{"progress": False, "learning_rate": 2e-3, **options}).flow, kept
+        )
+
+    # The model ------------------------------------------------------------------------------------
+
+    def predictive(self, key, num_samples: int = 1000, **options) -> Simulations:
+        """Draws, and what the model makes of each: latent and observed sites, ``(S, ...)``.
+
+        :param options: of :func:`~numpyro_maf.simulate`, such as ``executor``.
+        """
+        self._one("predictive")
+        draw_key, run_key = jax.random.split(key)
+        given, setting = self.sample(draw_key, (num_samples,)), self.setting
+        options = {"progress": False, **options, **setting.kwargs}
+        return simulate(run_key, setting.model, num_samples, *setting.args, given=given, **options)
+
+    def check_predictive(self, key, statistic: Callable, num_samples: int = 1000, **options):
+        """Posterior predictive p-values (Gelman, Meng & Stern 1996): how often replicates have more.
+
+        :param statistic: of observed sites by name; gives arrays.
+        :return: p-values of the shape of the statistic, ties counting half; near 0 or 1 the model misses it.
+        """
+        runs = self.predictive(key, num_samples, **options)
+        names = list(self.observation)
+        kept = {name: jnp.asarray(runs[name][~runs.failed]) for name in names}
+        replicated = jax.vmap(statistic)(kept)
+        actual = statistic(self.observation)
+        return jax.tree.map(lambda r, a: ((r > a) + 0.5 * (r == a)).mean(0), replicated, actual)
+
+    def to_arviz(self, key, num_samples: int = 1000, **options):
+        """Draws with prior and posterior predictive groups as ArviZ's data.
+
+        :param options: ``coords`` and ``dims`` of :func:`~numpyro_maf.to_arviz`.
+        """
+        self._one("to_arviz")
+        prior_key, key = jax.random.split(key)
+        setting, observed = self.setting, list(self.observation)
+        runs = self.predictive(key, num_samples)
+        prior = simulate(
+            prior_key, setting.model, num_samples, *setting.args, progress=False, **setting.kwargs
+        )
+        latent = list(self.sites.names)
+        return to_arviz(
+            {name: runs[name] for name in latent},
+            setting.conditioned(self.observation),
+            setting.args,
+            setting.kwargs,
+            prior={name: prior[name] for name in latent},
+            posterior_predictive={name: runs[name] for name in observed},
+            **options,
+        )
+
+    def importance(self, key, num_samples: int = 4000) -> GuideCheck:
+        """Draws weighed by a model whose densities are known: the correction, its evidence and a verdict.
+
+        :raises NotImplementedError: for a model with a simulator at an observed site.
+        """
+        self._one("importance")
+        draws = self.sample(key, (num_samples,))
+        setting, conditioned = self.setting, self.setting.conditioned(self.observation)
+
+        def joint(values):
+            seeded = handlers.seed(conditioned, jax.random.key(0))
+            return log_density(seeded, setting.args, setting.kwargs, values)[0]
+
+        target = jax.jit(lambda values: lax.map(joint, values, batch_size=256))(draws)
+        weights = np.asarray(target - self.log_prob(draws), np.float64)
+        finite = np.where(np.isnan(weights), -np.inf, weights)
+        evidence = float(np.logaddexp.reduce(finite) - math.log(num_samples))
+        return GuideCheck(draws, float(weights.mean()), evidence, psis(finite))
+
+    def nuts(self, key, *, num_warmup=300, num_samples=1000, num_chains=4, progress=True, **options) -> MCMC:
+        """NUTS over a model whose densities are known, from draws and with their covariance.
+
+        :param options: of NumPyro's NUTS.
+        :return: NumPyro's MCMC, run.
+        """
+        self._one("nuts")
+        draw_key, run_key = jax.random.split(key)
+        draws = self.sample(draw_key, (1000,))
+        transforms = {name: biject_to(s) for name, s in zip(self.sites.names, self.sites.supports)}
+        free = {name: transforms[name].inv(value) for name, value in draws.items()}
+        flat = np.concatenate([np.asarray(free[k]).reshape(1000, -1) for k in sorted(free)], 1)
+        spread = np.atleast_2d(np.cov(flat.T)) + 1e-9 * np.eye(flat.shape[1])
+        given = {"dense_mass": True, "inverse_mass_matrix": jnp.asarray(spread), **options}
+        mcmc = MCMC(
+            NUTS(self.setting.conditioned(self.observation), **given),
+            num_warmup=num_warmup,
+            num_samples=num_samples,
+            num_chains=num_chains,
+            chain_method="vectorized",
+            progress_bar=progress,
+        )
+        starts = {k: v[:num_chains] if num_chains > 1 else v[0] for k, v in free.items()}
+        mcmc.run(run_key, *self.setting.args, init_params=starts, **self.setting.kwargs)
+        return mcmc

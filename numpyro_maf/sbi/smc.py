@@ -1,0 +1,182 @@
+# Copyright Contributors to the numpyro_maf project.
+# SPDX-License-Identifier: Apache-2.0
+
+r"""Posterior draws of a model with learned likelihoods, by sequential Monte Carlo from the prior.
+
+Particles go from prior to posterior through :math:`p(\theta) p(x \mid \theta)^\beta`, beta rising as far as
+half of them stay effective (Del Moral, Doucet & Jasra 2006). After each resampling they move by differential
+evolution (ter Braak & Vrugt 2008): along differences of other particles, which carry from mode to mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.scipy.special import logsumexp
+from tqdm.auto import tqdm
+
+from numpyro_maf.sbi.densities import Densities, prior_draws
+from numpyro_maf.sbi.posterior import Posterior, Setting
+from numpyro_maf.sites import Sites
+
+__all__ = ["ParticlePosterior", "smc"]
+
+
+@dataclass(frozen=True, eq=False)
+class ParticlePosterior(Posterior):
+    """A posterior known by its unnormalised density and by draws; made by :func:`smc`.
+
+    :param sites: the latent ones; ``setting``: the model; ``likelihoods``: what was learned of it.
+    :param observation: by site.
+    :param particles: ``(N, D)``, equally probable.
+    :param log_evidence: of the observation, an estimate.
+    """
+
+    sites: Sites
+    setting: Setting
+    likelihoods: dict[str, Any]
+    observation: dict[str, Any]
+    particles: Any
+    log_evidence: float
+
+    def sample(self, key, sample_shape=()):
+        """Draws by site: particles, each once as long as there are enough, and then again."""
+        count, n = int(np.prod(sample_shape, initial=1)), len(self.particles)
+        order = np.concatenate(
+            [np.asarray(jax.random.permutation(k, n)) for k in jax.random.split(key, -(-count // n))]
+        )
+        rows = self.particles[order[:count]]
+        return self.sites.constrain(rows.reshape(*sample_shape, rows.shape[-1]))
+
+    def log_prob(self, values):
+        vector = self.sites.unconstrain(values)
+        return self.of_vectors(vector) - self.sites.log_det(vector)
+
+    def of_vectors(self, vector):
+        """Log-density of unconstrained vectors ``(..., D)``."""
+        parts = self.sites, self.likelihoods, self.observation
+        flat = vector.reshape(-1, vector.shape[-1])
+        prior, likelihood = _score(Densities(self.setting), parts, flat)
+        return (prior + likelihood).reshape(vector.shape[:-1]) - self.log_evidence
+
+
+def smc(
+    key,
+    model: Callable,
+    observation: dict[str, Any],
+    likelihoods: dict[str, Any] | None = None,
+    *,
+    model_args=(),
+    model_kwargs=None,
+    num_particles: int = 10_000,
+    moves: int = 10,
+    last_moves: int = 50,
+    progress: bool = True,
+) -> ParticlePosterior:
+    """The posterior of a model whose densities are known or learned, many modes included.
+
+    :param key: a ``jax.random`` key.
+    :param model: every observed site needs a density, or a learned one.
+    :param observation: values by site.
+    :param likelihoods: by site, as for :func:`~numpyro_maf.learned`.
+    :param num_particles: N.
+    :param moves: of each particle at each temperature, and ``last_moves`` at the last.
+    """
+    setting = Setting(model, tuple(model_args), dict(model_kwargs or {}))
+    likelihoods = dict(likelihoods or {})
+    every = Sites.of(model, None, setting.args, setting.kwargs)
+    sites = every.select([name for name in every.names if name not in observation])
+    prior_key, key = jax.random.split(jax.random.key(key) if isinstance(key, int) else key)
+    drawn = prior_draws(setting, observation, prior_key, num_particles)
+    parts = sites, likelihoods, {name: jnp.asarray(value) for name, value in observation.items()}
+    particles, log_evidence = temper(
+        key, Densities(setting), parts, sites.unconstrain({n: drawn[n] for n in sites.names}),
+        moves=moves, last_moves=last_moves, progress=progress,
+    )  # fmt: skip
+    return ParticlePosterior(sites, setting, likelihoods, parts[2], particles, log_evidence)
+
+
+def temper(key, densities, parts, particles, *, moves=10, last_moves=50, progress=True):
+    """Particles of the prior to particles of the posterior, and the log evidence."""
+    scores = _score(densities, parts, particles)
+    beta, log_evidence = 0.0, 0.0
+    with tqdm(total=1.0, disable=not progress, desc="smc", bar_format="{desc}: {percentage:.0f}%") as bar:
+        while beta < 1:
+            key, step_key = jax.random.split(key)
+            new, gain, particles, scores = _advance(step_key, beta, particles, scores)
+            log_evidence, rise, beta = log_evidence + float(gain), float(new) - beta, float(new)
+            count = moves if beta < 1 else last_moves
+            particles, scores = _move(densities, count, parts, step_key, beta, particles, scores)
+            bar.update(rise)
+    return particles, log_evidence
+
+
+@partial(jax.jit, static_argnums=0)
+def _score(densities, parts, particles):
+    prior, likelihood = jax.vmap(partial(densities, parts))(particles)
+    return jnp.nan_to_num(prior, nan=-jnp.inf), jnp.nan_to_num(likelihood, nan=-jnp.inf)
+
+
+@jax.jit
+def _advance(key, beta, particles, scores):
+    """The next beta, the rise of the log evidence, and particles resampled for it."""
+    likelihood = jnp.maximum(scores[1], -1e30)
+
+    def effective(step):
+        w = step * likelihood
+        return jnp.exp(2 * logsumexp(w) - logsumexp(2 * w)) / len(w)
+
+    def halve(_, ends):
+        low, high = ends
+        middle = (low + high) / 2
+        enough = effective(middle) > 0.5
+        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+
+    low, _ = lax.fori_loop(0, 60, halve, (0.0, 1.0 - beta))
+    step = jnp.where(effective(1.0 - beta) > 0.5, 1.0 - beta, jnp.maximum(low, 1e-7))
+    weights = step * likelihood
+    gain = logsumexp(weights) - jnp.log(len(weights))
+    shares = jnp.cumsum(jax.nn.softmax(weights))
+    points = (jnp.arange(len(weights)) + jax.random.uniform(key)) / len(weights)
+    rows = jnp.clip(jnp.searchsorted(shares, points * shares[-1]), 0, len(weights) - 1)
+    new = jnp.where(step >= 1.0 - beta, 1.0, beta + step)
+    return new, gain, particles[rows], jax.tree.map(lambda s: s[rows], scores)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _move(densities, count, parts, key, beta, particles, scores):
+    """Metropolis steps along differences of particles of the other half, which waits meanwhile."""
+    half, width = len(particles) // 2, particles.shape[1]
+
+    def step(state, now):
+        key, turn = now
+        particles, prior, likelihood = jax.tree.map(lambda a: jnp.roll(a, half * turn, 0), state)
+        pair_key, scale_key, noise_key, jump_key, accept_key = jax.random.split(key, 5)
+        mine, others = particles[:half], particles[half:]
+        first, second = jax.random.randint(pair_key, (2, half), 0, len(others))
+        # Mostly the scale that suits a Gaussian; now and then the whole difference, from mode to mode.
+        size = 2.38 / np.sqrt(2 * width) * jnp.exp(0.5 * jax.random.normal(scale_key, (half, 1)))
+        size = jnp.where(jax.random.uniform(jump_key, (half, 1)) < 0.15, 1.0, size)
+        spread = 0.02 * others.std(0)
+        noise = spread * jax.random.normal(noise_key, mine.shape)
+        proposed = mine + size * (others[first] - others[second]) + noise
+        new = _score(densities, parts, proposed)
+        rise = new[0] - prior[:half] + beta * (new[1] - likelihood[:half])
+        taken = jnp.log(jax.random.uniform(accept_key, (half,))) < rise
+        kept = [
+            a.at[:half].set(jnp.where(taken.reshape(-1, *[1] * (a.ndim - 1)), b, a[:half]))
+            for a, b in zip((particles, prior, likelihood), (proposed, *new))
+        ]
+        return tuple(jax.tree.map(lambda a: jnp.roll(a, -half * turn, 0), kept)), None
+
+    keys = jax.random.split(key, 2 * count)
+    turns = jnp.arange(2 * count) % 2
+    (particles, *scores), _ = lax.scan(step, (particles, *scores), (keys, turns))
+    return particles, tuple(scores)

@@ -1,0 +1,165 @@
+# Copyright Contributors to the numpyro_maf project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""What networks see of observations: scaled arrays, which of their numbers are there, and one summary."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import register_dataclass
+from numpyro.distributions import constraints
+
+from numpyro_maf.bijectors import Standardize, static
+from numpyro_maf.distributions import of_one_number
+from numpyro_maf.embeddings import Embedding
+from numpyro_maf.encoders import as_network
+
+__all__ = ["Summary", "View", "usable_rows"]
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class View:
+    """Observed sites by name as what a network takes: standardised, positive ones after the logarithm.
+
+    :param scales: one for each site.
+    :param names: of the sites; ``ranks``: how many axes a value of each has.
+    :param positive: which of them have positive support.
+    :param missing: whether NaN stands for a number that was not observed.
+    """
+
+    scales: tuple[Standardize, ...]
+    names: tuple[str, ...] = static()
+    ranks: tuple[int, ...] = static()
+    positive: tuple[bool, ...] = static()
+    missing: bool = static(default=False)
+
+    @classmethod
+    def of(cls, supports, sims, rows, axes, missing: bool) -> View:
+        """A view of the sites in ``supports``.
+
+        :param rows: of simulations, by whose means and standard deviations the view is scaled.
+        :param axes: for each site, over how many of its axes, beside the rows, these are taken.
+        """
+        positive = tuple(of_one_number(s) is constraints.positive for s in supports.values())
+        scales = []
+        for name, is_positive, count in zip(supports, positive, axes):
+            part = np.asarray(sims[name][rows], np.float64)
+            part = np.log(part) if is_positive else part
+            over = tuple(range(count + 1))
+            known = ~np.isnan(part)
+            total = np.maximum(known.sum(over), 1)
+            mean = np.nansum(part, over) / total
+            sd = np.sqrt(np.nansum((part - mean) ** 2, over) / total)
+            sd = np.where(sd > 1e-10 * np.maximum(np.abs(mean), 1e-30), sd, 1.0)
+            scales.append(Standardize(jnp.asarray(mean, float), jnp.asarray(sd, float)))
+        ranks = tuple(np.ndim(sims[name]) - 1 for name in supports)
+        return cls(tuple(scales), tuple(supports), ranks, positive, missing)
+
+    def arrays(self, values) -> tuple[Any, ...]:
+        """Values by site, with equal leading axes, as arrays in order; and those axes.
+
+        :raises ValueError: for names that are missing, shapes that do not fit, and NaN that is not expected.
+        """
+        if set(self.names) - set(values):
+            raise ValueError(f"the observation needs the sites {list(self.names)}, got {sorted(values)}")
+        arrays = tuple(jnp.asarray(values[name], float) for name in self.names)
+        batch = arrays[0].shape[: arrays[0].ndim - self.ranks[0]]
+        for name, a, rank in zip(self.names, arrays, self.ranks):
+            if a.ndim < rank or a.shape[: a.ndim - rank] != batch:
+                raise ValueError(f"{name!r} must have {rank} axes after batch axes {batch}, got {a.shape}")
+            if not self.missing and not bool(jnp.isfinite(a).all()):
+                raise ValueError(f"{name!r} is not finite; networks for missing numbers need missing=True")
+        return tuple(a.reshape(-1, *a.shape[len(batch) :]) for a in arrays), batch
+
+    def __call__(self, arrays) -> tuple[Any, ...]:
+        """Raw arrays ``(B, ...)`` in order as pairs: standardised, and which numbers are there or None."""
+        seen = []
+        for a, scale, is_positive in zip(arrays, self.scales, self.positive):
+            present = ~jnp.isnan(a)
+            a = jnp.where(present, a, 1.0) if self.missing else a
+            z = ((jnp.log(a) if is_positive else a) - scale.loc) / scale.scale
+            seen.append((jnp.where(present, z, 0.0), present) if self.missing else (z, None))
+        return tuple(seen)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One network for each site, their results side by side: the context of a flow.
+
+    :param networks: functions ``(weights, x, present) -> (B, C)``.
+    """
+
+    networks: tuple[Callable, ...]
+
+    @classmethod
+    def of(cls, view: View, embedding, example) -> tuple[Summary, Callable]:
+        """The networks that an embedding asks for, and a function of a key that makes their weights.
+
+        :param embedding: for the only site, or by site; None for the numbers themselves.
+        :param example: raw arrays of a few rows.
+        """
+        chosen = [embedding_of(embedding, name, view.names) for name in view.names]
+        seen = view(example)
+
+        def made(key):
+            keys = jax.random.split(key, len(seen))
+            return [
+                ({}, _flat) if e is None else as_network(e, k, x, present)
+                for e, k, (x, present) in zip(chosen, keys, seen)
+            ]
+
+        networks = tuple(apply for _, apply in made(jax.random.key(0)))
+        return cls(networks), lambda key: tuple(weights for weights, _ in made(key))
+
+    @property
+    def is_trained(self) -> bool:
+        return any(network is not _flat for network in self.networks)
+
+    def __call__(self, weights, seen):
+        parts = [net(w, x, present) for net, w, (x, present) in zip(self.networks, weights, seen)]
+        return jnp.concatenate(parts, -1)
+
+
+def embedding_of(embedding, name, names):
+    """The embedding of one site."""
+    if isinstance(embedding, dict):
+        if set(embedding) - set(names):
+            raise ValueError(f"embedding has {sorted(embedding)}, the observed sites are {list(names)}")
+        return embedding.get(name)
+    if embedding is not None and len(names) > 1:
+        raise ValueError(f"with several observed sites embedding is a dict by site, of {list(names)}")
+    return embedding
+
+
+def axes_of(embedding, rank: int) -> int:
+    """Over how many axes of a site its numbers are alike: times, elements of a set, pixels."""
+    return min(getattr(embedding, "axes", 1), rank) if isinstance(embedding, Embedding) else 0
+
+
+def _flat(weights, x, present=None):
+    """The numbers as they are, far ones drawn in: the logarithm's pace far out, the identity near 0."""
+    x = jnp.arcsinh(x.reshape(len(x), -1))
+    if present is None:
+        return x
+    return jnp.concatenate([x, present.reshape(len(x), -1).astype(x.dtype)], -1)
+
+
+def usable_rows(arrays, may_be_missing) -> np.ndarray:
+    """Which rows are finite; of arrays in which numbers may be missing, which hold any."""
+    usable = np.ones(len(arrays[0]), bool)
+    for a, missing in zip(arrays, may_be_missing):
+        for start in range(0, len(a), 2**16):
+            part = np.asarray(a[start : start + 2**16]).reshape(-1, math.prod(a.shape[1:]))
+            fine = np.isfinite(part)
+            usable[start : start + 2**16] &= (
+                (fine.any(1) & ~np.isinf(part).any(1)) if missing else fine.all(1)
+            )
+    return usable
