@@ -532,6 +532,10 @@ class Regression(Bijector):
 
     def _parts(self, x):
         check_width(x, self.loc.shape[-1], "Regression")
+        width, shape = self.slope.shape[-1], jnp.shape(self.context)
+        if self.context is None or shape[-1:] != (width,):
+            given = "none" if self.context is None else f"one of shape {shape}"
+            raise ValueError(f"Regression expects a context of width {width}, got {given}")
         log_diagonal = jnp.diagonal(self.factor)
         lower = jnp.tril(self.factor, -1) + jnp.diag(jnp.exp(log_diagonal))
         return lower, self.context @ self.slope.T + self.loc, log_diagonal.sum()

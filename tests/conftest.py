@@ -137,6 +137,7 @@ BIJECTORS = {
         3,
         2,
     ),
+    "regression": Case(lambda key: nm.Regression.init(3, 2), 3, 2),
     "masked-direct": Case(
         lambda key: MAF(MaskedMLP.init(key, 4, 2, hidden=(5,), direct=True)), 4, order=(0, 1, 2, 3)
     ),

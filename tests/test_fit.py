@@ -9,6 +9,7 @@ import numpy as np
 import numpyro.distributions as dist
 import optax
 import pytest
+from numpyro.distributions import constraints
 
 import numpyro_maf as nm
 from numpyro_maf.fit import train
@@ -372,3 +373,47 @@ def test_double_precision(x64):
     assert flow.bijectors[0].net.weights[0].dtype == np.float64
     result = quick(0, flow, ROWS.astype(np.float64))
     assert {leaf.dtype for leaf in jax.tree.leaves(result.flow)} == {np.dtype(np.float64)}
+
+
+def test_large_data_pass_by_in_blocks(tmp_path, monkeypatch):
+    module = sys.modules["numpyro_maf.fit"]
+    monkeypatch.setattr(module, "_RESIDENT", 0)
+    monkeypatch.setattr(module, "_BLOCK", 2**14)
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "x.npy", rng.normal([3.0, -2.0], [0.5, 2.0], (5000, 2)).astype(np.float32))
+    x = np.load(tmp_path / "x.npy", mmap_mode="r")
+    flow = nm.maf(jax.random.key(0), 2, transforms=1, hidden=(4,))
+    result = nm.fit(jax.random.key(1), flow, x, max_epochs=3, progress=False)
+    exact = np.log(2 * np.pi * np.e) + np.log(0.5 * 2.0)
+    np.testing.assert_allclose(result.validation_loss[-1], exact, atol=0.1)
+    np.testing.assert_allclose(result.train_loss[-1], exact, atol=0.05)
+
+
+def test_regressions_start_from_the_linear_model():
+    rng = np.random.default_rng(0)
+    c = rng.normal(size=(2000, 3))
+    x = c @ rng.normal(size=(3, 2)) + [1.0, 2.0] + rng.normal(size=(2000, 2)) @ [[0.3, 0.1], [0.0, 0.2]]
+    flow = nm.maf(jax.random.key(0), 2, context=3, transforms=1, hidden=(4,))
+    options = dict(max_epochs=1, learning_rate=1e-5, progress=False)
+    exact = np.log(2 * np.pi * np.e) + np.log(0.3 * 0.2)
+    result = nm.fit(jax.random.key(1), flow, x, c, regression=True, **options)
+    np.testing.assert_allclose(result.validation_loss[0], exact, atol=0.25)
+    better = nm.fit(jax.random.key(1), flow, x, c, regression=None, **options)
+    assert better.validation_loss[0] <= result.validation_loss[0] + 1e-6
+    rebuilt = nm.from_spec(result.flow.spec)
+    assert jax.tree.structure(rebuilt) == jax.tree.structure(result.flow)
+    with pytest.raises(ValueError, match="without a regression"):
+        result.flow.regressed(x, c)
+
+
+def test_flows_onto_supports_are_densities_there(tmp_path):
+    flow = nm.nsf(jax.random.key(0), 1, transforms=1, hidden=(4,)).onto(constraints.positive)
+    grid = np.linspace(0, 60, 30001)[1:]
+    np.testing.assert_allclose(np.exp(flow().log_prob(grid[:, None])).sum() * 0.002, 1, atol=0.01)
+    assert (flow().sample(jax.random.key(0), (100,)) > 0).all()
+    assert jax.jit(flow().log_prob)(jnp.array([-1.0])) == -np.inf
+    nm.save(tmp_path / "flow", flow)
+    loaded = nm.load(tmp_path / "flow")
+    np.testing.assert_array_equal(loaded().log_prob(grid[:9, None]), flow().log_prob(grid[:9, None]))
+    with pytest.raises(ValueError, match="real vectors"):
+        flow.onto(constraints.positive)

@@ -357,23 +357,32 @@ def test_importing_is_silent_and_computes_nothing():
 
 PACKAGE = pathlib.Path(nm.__file__).parent
 LAYERS = [
-    {"bijectors", "diagnostics", "datasets", "parametric", "elbo"},
-    {"conditionals", "scalars", "sites"},
-    {"nets", "splines", "distributions", "images", "inference_data"},
-    {"conditioners", "importance"},
-    {"encoders"},
+    {"bijectors", "diagnostics", "datasets", "parametric", "elbo", "embeddings"},
+    {"conditionals", "scalars", "distributions"},
+    {"nets", "splines", "images", "sites"},
+    {"conditioners", "inference_data"},
+    {"encoders", "importance"},
     {"autoregressive"},
     {"made", "ode"},
     {"flow"},
     {"builders", "dequantize", "latent", "module", "hmm"},
     {"fit"},
     {"completion", "distill", "guides", "priors"},
-    {"io"},
+    {"io", "sbi"},
+]
+SBI_LAYERS = [
+    {"simulator", "view"},
+    {"simulations", "likelihood"},
+    {"posterior"},
+    {"densities"},
+    {"neural", "smc"},
+    {"calibration", "gaussian"},
+    {"sequential"},
 ]
 
 
-def own_imports(path):
-    """Which of the package's modules a file imports, wherever in it."""
+def own_imports(path, depth=1):
+    """Which of the package's modules, or of those of a folder in it, a file imports, wherever in it."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path.name} imports relatively"
@@ -383,18 +392,22 @@ def own_imports(path):
         else:
             continue
         for name in names:
-            if name.split(".")[0] == "numpyro_maf":
-                yield name.split(".")[1]
+            parts = name.split(".")
+            if parts[:depth] == ["numpyro_maf", *path.relative_to(PACKAGE).parts[: depth - 1]]:
+                yield parts[depth]
 
 
-def test_imports_go_down():
-    level = {name: i for i, names in enumerate(LAYERS) for name in names}
-    paths = [path for path in PACKAGE.glob("*.py") if path.stem != "__init__"]
-    paths += PACKAGE.glob("datasets/*.py")
-    modules = {path: path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in paths}
+@pytest.mark.parametrize(
+    ("layers", "depth", "folders"), [(LAYERS, 1, ["", "datasets", "sbi"]), (SBI_LAYERS, 2, ["sbi"])]
+)
+def test_imports_go_down(layers, depth, folders):
+    level = {name: i for i, names in enumerate(layers) for name in names}
+    paths = [path for folder in folders for path in (PACKAGE / folder).glob("*.py")]
+    paths = [path for path in paths if path.relative_to(PACKAGE).parts[depth - 1 :] != ("__init__.py",)]
+    modules = {path: path.relative_to(PACKAGE).parts[depth - 1].removesuffix(".py") for path in paths}
     assert set(level) <= set(modules.values())
     for path, name in modules.items():
-        for imported in set(own_imports(path)) - {name}:
+        for imported in set(own_imports(path, depth)) - {name}:
             assert imported in level, f"{name} imports {imported}, which is in no layer"
-            above = level.get(name, len(LAYERS))
+            above = level.get(name, len(layers))
             assert level[imported] < above, f"{name} imports {imported}, which is not below it"

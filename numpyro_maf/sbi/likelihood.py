@@ -34,7 +34,7 @@ from numpyro_maf.distributions import is_real, of_one_number
 from numpyro_maf.fit import fit, held_out_rows, scaling, train
 from numpyro_maf.flow import Flow
 from numpyro_maf.sbi.simulator import parameters, swap
-from numpyro_maf.sbi.view import Summary, View, axes_of, embedding_of, usable_rows
+from numpyro_maf.sbi.view import Summary, View, axes_of, batch_size_for, embedding_of, usable_rows
 from numpyro_maf.sites import run_once
 
 __all__ = ["Ratio", "RatioDistribution", "learned", "nle", "nre"]
@@ -80,6 +80,7 @@ def nle(
         flow = flow.onto(each)
     if not flow.bijectors:
         regression = False
+    options = {"batch_size": batch_size_for(len(x)), **options}
     return fit(fit_key, flow, x, theta, regression=regression, **options).flow
 
 
@@ -145,6 +146,7 @@ def nre(
     net = MLP.init(init_key, width, (1, 1), hidden=hidden)
     scale = scaling(theta, np.flatnonzero(~held_out), weights)
     ratio = Ratio(net, networks, view, scale, summary)
+    options = {"batch_size": batch_size_for(n), **options}
     params = net, networks
     data = (theta.astype(jnp.result_type(float), copy=False), *arrays)
     found = train(
@@ -175,7 +177,7 @@ class Ratio:
         return self.theta_scale.loc.shape[-1]
 
     def __call__(self, theta, x):
-        """``log p(x | theta) / p(x)`` of ``(..., P)`` and values ``(..., *event_shape)``, or these by site."""
+        """``log p(x | theta) / p(x)`` of ``(..., P)`` and ``(..., *event_shape)``, or values by site."""
         theta = jnp.asarray(theta)
         values = x if isinstance(x, dict) else {self.view.names[0]: x}
         arrays, batch = self._arrays(values)

@@ -120,15 +120,16 @@ class Posterior:
         heights = jnp.concatenate([heights, at(starts)])
         return self.sites.constrain(best[jnp.nanargmax(heights)])
 
-    def marginal(self, key, *names: str, num_samples: int = 10_000, **options) -> Joint:
-        """The joint density of some sites alone: a spline flow of draws, with ``sample`` and ``log_prob``.
+    def marginal(self, key, *names: str, num_samples: int = 10_000, builder=nsf, **options) -> Joint:
+        """The joint density of some sites alone: a flow of draws, with ``sample`` and ``log_prob`` by name.
 
+        :param builder: ``(key, features) -> Flow``.
         :param options: of :func:`~numpyro_maf.fit`.
         """
         self._one("marginal")
         kept = self.sites.select(names)
         vector = np.asarray(kept.unconstrain(self.sample(key, (num_samples,))))
-        flow = nsf(key, kept.width)
+        flow = builder(key, kept.width)
         return Joint(
             fit(key, flow, vector, **{"progress": False, "learning_rate": 2e-3, **options}).flow, kept
         )

@@ -1,0 +1,59 @@
+"""Calibration: what is right passes, and what is wrong is called by its name."""
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+from numpyro_maf.diagnostics import coverage, sbc, tarp
+
+RNG = np.random.default_rng(0)
+TRUTH = RNG.normal(size=(500, 2))
+SEEN = TRUTH + RNG.normal(size=(500, 2))
+
+
+def draws(scale=1.0, shift=0.0, count=200):
+    """Of the posteriors N(x / 2, 1 / 2), or what a bad approximation makes of them."""
+    return SEEN / 2 + shift + scale * np.sqrt(0.5) * np.random.default_rng(1).normal(size=(count, 500, 2))
+
+
+def test_right_posteriors_pass():
+    assert "no miscalibration" in sbc(draws(), TRUTH).verdict
+    assert "no miscalibration" in tarp(draws(), TRUTH).verdict
+
+
+@pytest.mark.parametrize(
+    ("wrong", "name"),
+    [({"scale": 0.6}, "too narrow"), ({"scale": 1.6}, "too wide"), ({"shift": 0.4}, "too high"),
+     ({"shift": -0.4}, "too low")],
+)  # fmt: skip
+def test_wrong_posteriors_are_named(wrong, name):
+    found = sbc({"a": draws(**wrong)}, {"a": TRUTH})
+    assert found.verdict.count(name) == 2 and "a[0]" in found.verdict
+    if "scale" in wrong:  # balls about uniform points hardly see a shift
+        assert "not calibrated" in tarp(draws(**wrong), TRUTH).verdict
+
+
+def log_prob(x, scale):
+    return norm(SEEN / 2, scale * np.sqrt(0.5)).logpdf(x).sum(-1)
+
+
+def test_coverage_of_densest_regions():
+    found = coverage(log_prob(draws(), 1.0), log_prob(TRUTH, 1.0))
+    assert "no miscalibration" in found.verdict
+    np.testing.assert_allclose(found.at(np.array([0.5, 0.9])), [0.5, 0.9], atol=0.06)
+    assert "overconfident" in coverage(log_prob(draws(0.6), 0.6), log_prob(TRUTH, 0.6)).verdict
+    assert "underconfident" in coverage(log_prob(draws(1.6), 1.6), log_prob(TRUTH, 1.6)).verdict
+
+
+def test_discrete_ranks_are_uniform_too():
+    truth = np.random.default_rng(2).integers(0, 3, (1000, 1))
+    assert "no miscal" in sbc(np.random.default_rng(3).integers(0, 3, (99, 1000, 1)), truth).verdict
+
+
+def test_shapes_are_checked():
+    with pytest.raises(ValueError, match="20 posteriors or more"):
+        sbc(draws()[:, :5], TRUTH[:5])
+    with pytest.raises(ValueError, match="draws"):
+        tarp(draws(), TRUTH[:5])
+    with pytest.raises(ValueError, match="log-densities"):
+        coverage(np.zeros((5, 30)), np.zeros(29))

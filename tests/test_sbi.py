@@ -1,0 +1,490 @@
+"""Likelihood-free inference against models whose posteriors are known."""
+
+import json
+import math
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpyro.infer import MCMC, NUTS, Predictive
+from scipy.stats import norm
+
+import numpyro_maf as nm
+from numpyro_maf import sbi
+from numpyro_maf.sbi import Simulations, Simulator
+
+SMALL = partial(nm.maf, transforms=1, hidden=(16,))
+QUICK = dict(progress=False, max_epochs=40, learning_rate=3e-3, batch_size=256)
+X = np.array([0.6, -1.0])
+NOISE = 0.5
+
+
+def noisy(key, theta):
+    return theta + NOISE * jax.random.normal(key, theta.shape)
+
+
+def gaussian(x=None):
+    theta = numpyro.sample("theta", dist.Normal(0, 1).expand([2]).to_event(1))
+    numpyro.sample("x", Simulator(noisy, theta, event_shape=(2,)), obs=x)
+
+
+# Its posterior has mean x / (1 + NOISE^2) and this variance.
+VARIANCE = NOISE**2 / (1 + NOISE**2)
+
+
+@cache
+def simulations(n=4000):
+    return nm.simulate(jax.random.key(0), gaussian, n, progress=False)
+
+
+@cache
+def posterior():
+    return nm.npe(jax.random.key(1), gaussian, simulations(), builder=SMALL, regression=True, **QUICK)
+
+
+def assert_known(draws, x=X, mean=0.04, variance=0.03):
+    np.testing.assert_allclose(draws.mean(0), x / (1 + NOISE**2), atol=mean)
+    np.testing.assert_allclose(np.cov(draws.T), VARIANCE * np.eye(2), atol=variance)
+
+
+# Simulators ---------------------------------------------------------------------------------------
+
+
+def host_noisy(key, theta):
+    if theta[0] > 2:
+        raise ArithmeticError("too large")
+    if theta[0] < -2:
+        time.sleep(2)
+    return theta + np.random.default_rng(key).normal(size=2)
+
+
+def host_model(x=None):
+    theta = numpyro.sample("theta", dist.Normal(0, 1).expand([2]).to_event(1))
+    y = numpyro.sample("x", Simulator(host_noisy, theta, event_shape=(2,)), obs=x)
+    numpyro.sample("after", dist.Normal(y.sum(), 1))
+
+
+def test_simulators_are_distributions_without_density():
+    d = Simulator(noisy, jnp.ones(2), event_shape=(2,))
+    assert d.event_shape == (2,) and d.batch_shape == ()
+    draws = jax.jit(lambda key: d.sample(key, (5000,)))(jax.random.key(0))
+    np.testing.assert_allclose(draws.mean(0), 1, atol=0.03)
+    assert d.expand((3,)).sample(jax.random.key(0)).shape == (3, 2)
+    with pytest.raises(NotImplementedError, match=r"npe.*nle"):
+        d.log_prob(jnp.zeros(2))
+    with pytest.raises(ValueError, match="gave shape"):
+        Simulator(noisy, jnp.ones(3), event_shape=(2,)).sample(jax.random.key(0))
+
+
+def test_leading_axes_of_parameters_are_batch_axes_where_the_shape_says_so():
+    each = Simulator(lambda key, mean, sd: mean + sd * jax.random.normal(key), jnp.arange(3.0), 0.1)
+    assert each.batch_shape == (3,) and each.theta.shape == (3, 2)
+    np.testing.assert_allclose(each.sample(jax.random.key(0), (2000,)).mean(0), [0, 1, 2], atol=0.02)
+    assert Simulator(noisy, jnp.ones((4, 2)), event_shape=(2,)).batch_shape == (4,)
+
+
+def test_host_simulators_say_how_to_run_them_and_run_eagerly():
+    d = Simulator(host_noisy, jnp.zeros(2), event_shape=(2,))
+    assert d.sample(jax.random.key(0), (3,)).shape == (3, 2)
+    with pytest.raises(TypeError, match="simulate"):
+        Predictive(host_model, num_samples=2)(jax.random.key(0))
+
+
+# Simulations --------------------------------------------------------------------------------------
+
+
+def test_simulations_are_those_of_the_model_and_repeatable():
+    sims = simulations()
+    assert set(sims) == {"theta", "x"} and sims.errors == {}
+    np.testing.assert_allclose(np.std(sims["x"] - sims["theta"]), NOISE, atol=0.02)
+    again = nm.simulate(jax.random.key(0), gaussian, 4000, progress=False)
+    np.testing.assert_array_equal(again["x"], sims["x"])
+    given = nm.simulate(
+        jax.random.key(0), gaussian, 3, given={"theta": 100 * np.ones((3, 2))}, progress=False
+    )
+    assert (given["x"] > 90).all()
+
+
+def test_failures_and_timeouts_of_host_simulators_are_recorded_by_row():
+    sims = nm.simulate(
+        jax.random.key(0), host_model, 100, executor=ThreadPoolExecutor(8), timeout=0.5, progress=False
+    )
+    first = sims["theta"][:, 0]
+    assert {row for row, what in sims.errors.items() if "ArithmeticError: too large" in what} == set(
+        np.flatnonzero(first > 2)
+    )
+    assert {row for row, what in sims.errors.items() if what == "x: timeout"} == set(
+        np.flatnonzero(first < -2)
+    )
+    assert np.isnan(sims["x"][sims.failed]).all() and np.isfinite(sims["after"][~sims.failed]).all()
+    rest = sims["after"] - sims["x"].sum(1)
+    assert 0.6 < np.nanstd(rest) < 1.4  # what comes after a simulator saw its results
+
+
+def test_all_failing_says_why():
+    def fails(key, theta):
+        raise RuntimeError(f"no licence for {float(theta):.0f}")
+
+    def model():
+        numpyro.sample("x", Simulator(fails, 1.0))
+
+    with pytest.raises(ValueError, match="all 4 simulations failed, the first with: x: RuntimeError: no lic"):
+        nm.simulate(jax.random.key(0), model, 4, executor=ThreadPoolExecutor(1), progress=False)
+
+
+def test_numbers_that_are_not_finite_are_failures():
+    def model():
+        theta = numpyro.sample("theta", dist.Normal())
+        numpyro.sample("x", Simulator(lambda key, t: jnp.sqrt(t), theta))
+
+    sims = nm.simulate(jax.random.key(0), model, 100, progress=False)
+    np.testing.assert_array_equal(sims.failed, sims["theta"] < 0)
+    with pytest.warns(UserWarning, match=rf"leaves out {sims.failed.sum()} of 100"):
+        found = nm.npe(jax.random.key(0), model, sims, builder=SMALL, **(QUICK | {"max_epochs": 1}))
+    assert found.excluded == sims.failed.sum()
+    for learn in (nm.nle, nm.nre):
+        with pytest.raises(ValueError, match="failures='exclude'"):
+            learn(jax.random.key(0), model, sims)
+
+
+def test_process_pool_is_the_default_for_host_simulators():
+    sims = nm.simulate(jax.random.key(3), host_model, 6, progress=False)
+    by_threads = nm.simulate(jax.random.key(3), host_model, 6, executor=ThreadPoolExecutor(1), progress=False)
+    np.testing.assert_array_equal(sims["x"], by_threads["x"])
+
+
+def test_dask_runs_simulators():
+    distributed = pytest.importorskip("distributed")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the cluster, not of ours
+        with distributed.Client(
+            processes=False, n_workers=1, threads_per_worker=2, dashboard_address=None
+        ) as client:
+            sims = nm.simulate(
+                jax.random.key(3), host_model, 6, executor=client.get_executor(), progress=False
+            )
+    assert sims.errors == {} and sims["x"].shape == (6, 2)
+
+
+def test_stores_are_mapped_and_resumed(tmp_path, monkeypatch):
+    from numpyro_maf.sbi import simulations as module
+
+    monkeypatch.setattr(module, "CHUNK", 40)
+    run = partial(nm.simulate, jax.random.key(0), gaussian, 100, store=tmp_path / "s", progress=False)
+    real, calls = module._chunk, []
+
+    def interrupted(*args):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(module, "_chunk", interrupted)
+    with pytest.warns(UserWarning, match="interrupted after 40 of 100"):
+        assert len(run()["x"]) == 40
+    monkeypatch.setattr(module, "_chunk", real)
+    sims = run()
+    np.testing.assert_array_equal(
+        sims["x"], nm.simulate(jax.random.key(0), gaussian, 100, progress=False)["x"]
+    )
+    assert isinstance(Simulations.open(tmp_path / "s")["x"], np.memmap)
+    assert json.loads((tmp_path / "s" / "about.json").read_text())["done"] == 100
+    with pytest.raises(ValueError, match="another call"):
+        nm.simulate(jax.random.key(1), gaussian, 100, store=tmp_path / "s", progress=False)
+
+
+# Neural posteriors --------------------------------------------------------------------------------
+
+
+def test_npe_finds_the_known_posterior_and_its_density():
+    post = posterior()({"x": X})
+    draws = np.asarray(post.sample(jax.random.key(0), (4000,))["theta"])
+    assert_known(draws)
+    exact = norm(X / (1 + NOISE**2), math.sqrt(VARIANCE)).logpdf(draws).sum(-1)
+    np.testing.assert_allclose(post.log_prob({"theta": draws}).mean(), exact.mean(), atol=0.05)
+
+
+def test_many_observations_at_once():
+    post = posterior()({"x": np.stack([X, X + 1, X - 1])})
+    draws = post.sample(jax.random.key(0), (2000,))["theta"]
+    assert draws.shape == (2000, 3, 2) and post.batch_shape == (3,)
+    assert post.log_prob({"theta": draws}).shape == (2000, 3)
+    for i, shift in enumerate([0, 1, -1]):
+        assert_known(np.asarray(draws[:, i]), X + shift, mean=0.08, variance=0.05)
+
+
+def test_observations_unlike_all_simulations_warn():
+    with pytest.warns(UserWarning, match=r"outside what was simulated: distance \d+"):
+        post = posterior()({"x": np.array([30.0, 0.0])})
+    assert post.surprise.share == 0
+    assert posterior()({"x": X}).surprise.share > 0.1
+
+
+def bounded(x=None):
+    scale = numpyro.sample("scale", dist.LogNormal(0, 0.5))
+    share = numpyro.sample("share", dist.Uniform(2, 5))
+    numpyro.sample("x", dist.Normal(share, scale), obs=x)
+
+
+def test_draws_never_leave_the_support_and_the_density_integrates_to_one():
+    sims = nm.simulate(jax.random.key(0), bounded, 1000, progress=False)
+    found = nm.npe(jax.random.key(1), bounded, sims, builder=SMALL, latent=["share"], **QUICK)
+    post = found({"x": 2.0})
+    draws = post.sample(jax.random.key(0), (2000,))["share"]
+    assert ((draws > 2) & (draws < 5)).all()
+    grid = np.linspace(2, 5, 2003)[1:-1]
+    mass = np.exp(post.log_prob({"share": grid})).sum() * (grid[1] - grid[0])
+    np.testing.assert_allclose(mass, 1, atol=0.01)
+    with pytest.raises(ValueError, match="latent must be some of"):
+        nm.npe(jax.random.key(1), bounded, sims, latent=["shape"])
+
+
+def mixed(x=None):
+    kind = numpyro.sample("kind", dist.Categorical(jnp.array([0.2, 0.3, 0.5])))
+    shift = numpyro.sample("shift", dist.Normal(0, 1))
+    numpyro.sample("x", dist.Normal(2.0 * kind + shift, 0.5), obs=x)
+
+
+def test_discrete_and_mixed_parameters():
+    sims = nm.simulate(jax.random.key(0), mixed, 4000, progress=False)
+    builder = partial(nm.made, hidden=(32,))
+    found = nm.npe(jax.random.key(1), mixed, sims, builder=builder, **(QUICK | {"max_epochs": 60}))
+    post = found({"x": 1.5})
+    draws = post.sample(jax.random.key(0), (4000,))
+    assert jnp.issubdtype(draws["kind"].dtype, jnp.integer)
+    known = np.array([0.2, 0.3, 0.5]) * norm(2 * np.arange(3), math.sqrt(1.25)).pdf(1.5)
+    shares = np.bincount(np.asarray(draws["kind"]), minlength=3) / 4000
+    np.testing.assert_allclose(shares, known / known.sum(), atol=0.05)
+    total = sum(
+        np.exp(post.log_prob({"kind": np.full(4001, k), "shift": np.linspace(-8, 8, 4001)})).sum() * 0.004
+        for k in range(3)
+    )
+    np.testing.assert_allclose(total, 1, atol=0.01)
+
+
+def test_ensembles_are_mixtures_and_tell_how_far_members_disagree():
+    found = nm.npe(jax.random.key(1), gaussian, simulations(500), builder=SMALL, ensemble=3, **QUICK)
+    post = found({"x": X})
+    assert found.members == 3
+    assert 0 <= post.disagreement(jax.random.key(0)) < 0.5
+    assert_known(np.asarray(post.sample(jax.random.key(0), (4000,))["theta"]), mean=0.15, variance=0.1)
+    with pytest.raises(ValueError, match="needs an ensemble"):
+        posterior()({"x": X}).disagreement(jax.random.key(0))
+
+
+def test_npe_names_what_is_wrong():
+    with pytest.raises(ValueError, match="observed site 'y'"):
+        nm.npe(jax.random.key(0), gaussian, simulations(), observed=("y",))
+    with pytest.raises(ValueError, match="lack the latent sites"):
+        nm.npe(jax.random.key(0), gaussian, {"x": simulations()["x"]})
+    with pytest.raises(ValueError, match="needs the sites"):
+        posterior()({"y": X})
+    with pytest.raises(ValueError, match="'x' is not finite"):
+        posterior()({"x": X * np.nan})
+
+
+def test_maps_marginals_and_conditionals_by_name():
+    post = posterior()({"x": X})
+    np.testing.assert_allclose(post.map(jax.random.key(0))["theta"], X / (1 + NOISE**2), atol=0.05)
+    sims = nm.simulate(jax.random.key(0), bounded, 2000, progress=False)
+    found = nm.npe(jax.random.key(1), bounded, sims, builder=SMALL, regression=False, **QUICK)({"x": 3.0})
+    marginal = found.marginal(jax.random.key(0), "share", num_samples=500, builder=SMALL, max_epochs=3)
+    assert marginal.sample(jax.random.key(0), (5,)).keys() == {"share"}
+    given = found.conditional(jax.random.key(0), {"scale": 0.3}, 50)
+    np.testing.assert_allclose(given["scale"], 0.3, rtol=1e-4)
+    assert given["share"].shape == (50,) and np.ptp(given["share"]) > 0.1
+    at = found.map(jax.random.key(0))
+    densities = found.log_prob(found.sample(jax.random.key(2), (200,)))
+    assert found.log_prob(at) >= densities.max() - 1e-3
+
+
+def known(x=None):
+    theta = numpyro.sample("theta", dist.Normal(0, 1).expand([2]).to_event(1))
+    numpyro.sample("x", dist.Normal(theta, NOISE).to_event(1), obs=x)
+
+
+@cache
+def tractable():
+    sims = nm.simulate(jax.random.key(0), known, 4000, progress=False)
+    return nm.npe(jax.random.key(1), known, sims, builder=SMALL, regression=True, **QUICK)({"x": X})
+
+
+EVIDENCE = norm(0, math.sqrt(1 + NOISE**2)).logpdf(X).sum()
+
+
+def test_known_densities_correct_draws_and_start_nuts():
+    check = tractable().importance(jax.random.key(0), 2000)
+    np.testing.assert_allclose(check.log_evidence, EVIDENCE, atol=0.05)
+    assert check.khat < check.psis.threshold
+    assert_known(np.asarray(check.resample(jax.random.key(1), 4000)["theta"]))
+    options = dict(num_warmup=100, num_samples=500, num_chains=2, progress=False)
+    assert_known(np.asarray(tractable().nuts(jax.random.key(0), **options).get_samples()["theta"]), mean=0.08)
+    with pytest.raises(NotImplementedError, match="no density"):
+        posterior()({"x": X}).importance(jax.random.key(0), 100)
+
+
+def test_predictions_checks_and_arviz():
+    post = posterior()({"x": X})
+    runs = post.predictive(jax.random.key(0), 1000)
+    np.testing.assert_allclose(runs["x"].mean(0), X / (1 + NOISE**2), atol=0.08)
+    fits = post.check_predictive(jax.random.key(0), lambda v: v["x"], 1000)
+    assert ((fits > 0.02) & (fits < 0.98)).all()
+    data = post.to_arviz(jax.random.key(0), 50)
+    groups = {"posterior", "prior", "posterior_predictive", "observed_data"}
+    assert groups <= {name.strip("/") for name in (data.groups() if callable(data.groups) else data.groups)}
+    np.testing.assert_allclose(data.observed_data["x"], X, rtol=1e-6)
+
+
+# Learned likelihoods and ratios -------------------------------------------------------------------
+
+
+def groups(x=None):
+    centre = numpyro.sample("centre", dist.Normal(0, 1))
+    with numpyro.plate("groups", 3):
+        theta = numpyro.sample("theta", dist.Normal(centre, 0.5))
+        with numpyro.plate("repeats", 5):
+            numpyro.sample("x", Simulator(lambda key, t: t + 0.5 * jax.random.normal(key), theta), obs=x)
+
+
+@cache
+def likelihood():
+    sims = nm.simulate(jax.random.key(0), groups, 400, progress=False)
+    return nm.nle(jax.random.key(1), groups, sims, builder=SMALL, regression=True, **QUICK)
+
+
+def test_likelihoods_are_flows_of_the_simulators_own_parameters():
+    grid = np.linspace(-3, 3, 50)
+    assert isinstance(likelihood(), nm.Flow) and likelihood().context == 1
+    found = likelihood()(jnp.array([0.7])).log_prob(grid[:, None])
+    np.testing.assert_allclose(np.exp(found), norm(0.7, 0.5).pdf(grid), atol=0.06)
+
+
+def test_hierarchical_inference_with_a_learned_likelihood_by_nuts():
+    x = nm.simulate(jax.random.key(5), groups, 1, progress=False)["x"][0]
+    mcmc = MCMC(
+        NUTS(nm.learned(groups, {"x": likelihood()})), num_warmup=200, num_samples=1000, progress_bar=False
+    )
+    mcmc.run(jax.random.key(0), jnp.asarray(x))
+    draws = mcmc.get_samples()
+    # Exact: given the centre each group is conjugate, and the means of the groups tell of the centre.
+    noise = 0.25 / 5
+    spread = 0.25 + noise
+    precision = 1 + 3 / spread
+    centre = x.mean(0).sum() / spread / precision
+    np.testing.assert_allclose(draws["centre"].mean(), centre, atol=0.1)
+    np.testing.assert_allclose(draws["centre"].var(), 1 / precision, atol=0.06)
+    expected = (x.mean(0) / noise + centre / 0.25) / (1 / noise + 1 / 0.25)
+    np.testing.assert_allclose(draws["theta"].mean(0), expected, atol=0.08)
+
+
+def test_likelihoods_of_other_sites_take_all_latents_and_keep_the_support():
+    def positive(x=None):
+        numpyro.sample("b", dist.Normal(0, 1))
+        a = numpyro.sample("a", dist.Normal(0, 1))
+        numpyro.sample("x", dist.LogNormal(a, 0.5), obs=x)
+
+    sims = nm.simulate(jax.random.key(0), positive, 2000, progress=False)
+    flow = nm.nle(jax.random.key(1), positive, sims, builder=SMALL, regression=True, **QUICK)
+    grid = np.linspace(0.01, 8, 400)
+    found = np.exp(flow(jnp.array([2.0, 0.3])).log_prob(grid[:, None]))  # b first: the model's order
+    np.testing.assert_allclose(found, np.exp(dist.LogNormal(0.3, 0.5).log_prob(grid)), atol=0.08)
+    model = nm.learned(positive, {"x": flow})
+    run = numpyro.handlers.trace(numpyro.handlers.seed(model, 0)).get_trace()
+    assert run["x"]["value"] > 0 and jnp.shape(run["x"]["value"]) == ()
+
+
+@cache
+def ratio():
+    return nm.nre(jax.random.key(0), gaussian, simulations(), hidden=(32, 32), **QUICK)
+
+
+def test_ratios_are_those_of_likelihood_and_evidence():
+    rng = np.random.default_rng(0)
+    theta = rng.normal(size=(500, 2))
+    x = theta + NOISE * rng.normal(size=(500, 2))
+    evidence = norm(0, math.sqrt(1 + NOISE**2)).logpdf(x).sum(-1)
+    exact = norm(theta, NOISE).logpdf(x).sum(-1) - evidence
+    found = np.asarray(ratio()(theta, x))
+    assert np.corrcoef(found, exact)[0, 1] > 0.9
+    np.testing.assert_allclose(found.mean(), exact.mean(), atol=0.15)
+
+
+def test_learned_refuses_what_does_not_fit():
+    with pytest.raises(TypeError, match="'x' must be what nle or nre gave"):
+        nm.learned(gaussian, {"x": 3})
+    other = nm.learned(gaussian, {"x": likelihood()})
+    with pytest.raises(ValueError, match="takes 1 parameters, the site has 2"):
+        numpyro.handlers.seed(other, 0)()
+    scored = nm.learned(gaussian, {"x": ratio()})
+    with pytest.raises(NotImplementedError, match="scored, not drawn"):
+        numpyro.handlers.seed(scored, 0)()
+
+
+# Sequential Monte Carlo and rounds ----------------------------------------------------------------
+
+
+def test_smc_finds_both_modes_and_the_evidence():
+    def two_modes(x=None):
+        theta = numpyro.sample("theta", dist.Uniform(-4, 4))
+        numpyro.sample("x", dist.Normal(jnp.abs(theta), 0.2), obs=x)
+
+    post = nm.smc(jax.random.key(0), two_modes, {"x": 2.0}, num_particles=1000, progress=False)
+    draws = np.asarray(post.sample(jax.random.key(1), (1000,))["theta"])
+    np.testing.assert_allclose(np.mean(draws > 0), 0.5, atol=0.08)
+    np.testing.assert_allclose([np.abs(draws).mean(), np.abs(draws).std()], [2, 0.2], atol=0.03)
+    np.testing.assert_allclose(post.log_evidence, math.log(2 / 8), atol=0.12)
+    grid = np.linspace(-3.99, 3.99, 999)
+    mass = np.exp(post.log_prob({"theta": grid})).sum() * (grid[1] - grid[0])
+    np.testing.assert_allclose(mass, 1, atol=0.12)
+
+
+METHODS = {
+    "truncated": partial(nm.snpe, method="truncated", builder=SMALL, regression=True),
+    "c": partial(nm.snpe, method="c", builder=SMALL, regression=True),
+    "a": partial(nm.snpe, method="a", components=1),
+    "nle": partial(nm.snle, builder=SMALL, regression=True, num_particles=2000),
+    "nre": partial(nm.snre, hidden=(32, 32), num_particles=2000),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_rounds_find_the_known_posterior(method):
+    found = METHODS[method](jax.random.key(0), gaussian, {"x": X}, rounds=2, simulations=1000, **QUICK)
+    assert [len(r.sims["x"]) for r in found.rounds] == [1000, 2000]
+    assert all(r.leakage < 0.05 and r.effective >= 1 for r in found.rounds)
+    assert found.rounds[1].effective > 2 * found.rounds[0].effective or method in ("truncated", "a")
+    exact = method in ("truncated", "nle")  # others divide by the proposal, or tell parameters apart
+    wide = dict(mean=0.1, variance=0.05) if exact else dict(mean=0.15, variance=0.1)
+    assert_known(np.asarray(found.sample(jax.random.key(0), (2000,))["theta"]), **wide)
+    assert "round 2: 2000 simulations" in str(found)
+    if method == "truncated":
+        first, second = found.rounds
+        fresh = {"theta": second.sims["theta"][1000:]}
+        assert second.acceptance < 0.8
+        assert (first.posterior.log_prob(fresh) >= second.threshold - 1e-3).all()
+
+
+def test_rounds_name_their_methods():
+    with pytest.raises(ValueError, match="method must be one of"):
+        nm.snpe(jax.random.key(0), gaussian, {"x": X}, method="b")
+
+
+# Calibration --------------------------------------------------------------------------------------
+
+
+def test_calibration_of_many_posteriors_in_one_call(tmp_path):
+    from numpyro_maf import plots
+
+    sims = nm.simulate(jax.random.key(9), gaussian, 300, progress=False)
+    found = sbi.calibrate(jax.random.key(0), posterior(), sims, num_samples=200)
+    assert found.sbc.ranks.shape == (300, 2) and found.sbc.names == ("theta[0]", "theta[1]")
+    assert found.verdict.count("no miscalibration") == 3
+    plots.calibration(found, path=tmp_path / "calibration.png", title="known")
+    assert (tmp_path / "calibration.png").stat().st_size > 10_000
