@@ -2,6 +2,7 @@
 
     python notebooks/run.py            # check that all run
     python notebooks/run.py --save     # and write their outputs into the files
+    python notebooks/run.py prior      # only that one
 """
 
 import argparse
@@ -25,12 +26,15 @@ RELAX = "warnings.simplefilter('ignore')"  # the kernel's own, at its end
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("names", nargs="*", help="of notebooks, without .ipynb; none for all")
     parser.add_argument("--save", action="store_true", help="write outputs into the notebooks")
     arguments = parser.parse_args()
     paths = [os.fspath(FOLDER.parent.resolve()), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
     for path in sorted(FOLDER.glob("*.ipynb")):
+        if arguments.names and path.stem not in arguments.names:
+            continue
         start = time.perf_counter()
         notebook = nbformat.read(path, as_version=4)
         notebook.cells.insert(0, nbformat.v4.new_code_cell(STRICT))

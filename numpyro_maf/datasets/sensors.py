@@ -194,15 +194,18 @@ def balance(
     return np.array(path)
 
 
-def _diary(rng: np.random.Generator, weekdays: Sequence[int]) -> Ints:
+def _diary(
+    rng: np.random.Generator, weekdays: Sequence[int], later: float = 0.0, cooking: float = 1.0
+) -> Ints:
     """A random activity for every minute of these days; what no episode covers is sleep.
 
-    The numbers are a made-up routine: hours of the day, mean minutes, probabilities.
+    Hours are ``later`` by so much, and cooking takes ``cooking`` times as long. The numbers are a made-up
+    routine: hours of the day, mean minutes, probabilities.
     """
     activity, now, dishes = np.full(len(weekdays) * DAY, SLEEPING), 0.0, False
 
     def clock(day: int, hour: float) -> float:
-        return day * DAY + 60 * rng.normal(hour, 0.5)
+        return day * DAY + 60 * rng.normal(hour + later, 0.5)
 
     def until(end: float, what: int) -> None:
         nonlocal now
@@ -212,13 +215,13 @@ def _diary(rng: np.random.Generator, weekdays: Sequence[int]) -> Ints:
     def spend(minutes: float, what: int) -> None:
         until(now + minutes * rng.lognormal(0, 0.35), what)
 
-    def meal(cooking: float, eating: float) -> None:
+    def meal(preparing: float, eating: float) -> None:
         nonlocal dishes
-        spend(cooking, COOKING)
+        spend(cooking * preparing, COOKING)
         spend(eating, EATING)
         dishes = rng.random() < 0.4  # they wait for a break, or for good
         if not dishes:
-            spend(4 + (cooking + eating) / 4, WASHING_UP)
+            spend(4 + (cooking * preparing + eating) / 4, WASHING_UP)
 
     def stay_home(end: float, what: int) -> None:
         nonlocal dishes
@@ -228,7 +231,7 @@ def _diary(rng: np.random.Generator, weekdays: Sequence[int]) -> Ints:
                 spend(10, WASHING_UP)
                 dishes = False
             elif rng.random() < 0.3:
-                spend(4, COOKING)
+                spend(4 * cooking, COOKING)
                 spend(8, EATING)
 
     for day, weekday in enumerate(weekdays):
@@ -256,7 +259,10 @@ def _diary(rng: np.random.Generator, weekdays: Sequence[int]) -> Ints:
     return activity
 
 
-def simulate_flat(days: int = 14, seed: int = 0, start: str = "2024-01-01", step: int = 1) -> SensorData:
+def simulate_flat(
+    days: int = 14, seed: int | Sequence[int] = 0, start: str = "2024-01-01", step: int = 1, *,
+    envelope: float = ENVELOPE, setpoint: float = SETPOINT, later: float = 0.0, cooking: float = 1.0,
+) -> SensorData:  # fmt: skip
     """Simulate a flat of one person: six sensors and seven activities, ``FLAT_ACTIVITIES``.
 
     A random diary drives balances of heat, vapour and CO2 in one well-mixed zone. Cooking and
@@ -264,9 +270,12 @@ def simulate_flat(days: int = 14, seed: int = 0, start: str = "2024-01-01", step
 
     Args:
         days: number of whole days, at least 1.
-        seed: the same seed gives the same data.
+        seed: the same seed, an integer or some, gives the same data.
         start: first day, ISO date; sets season and weekdays.
         step: minutes between readings, a divisor of 1440. The balances always run by the minute.
+        envelope: heat that walls and windows let through, W/K; less is better insulated.
+        setpoint: of the thermostat by day, degC.
+        later: hours by which the whole routine is later, and cooking: how many times as long it takes.
 
     Returns ``days * 1440 / step`` rows of temperature (degC), relative humidity (%), CO2 (ppm),
     light (lux), motion (events/min) and electric power (W). Raises ValueError for a ``days``,
@@ -277,13 +286,16 @@ def simulate_flat(days: int = 14, seed: int = 0, start: str = "2024-01-01", step
     rng = np.random.default_rng(seed)
     first = date.fromisoformat(start)
     time = np.datetime64(first, "s") + 60 * np.arange(days * DAY)
-    activity = _diary(rng, [(first.weekday() + day) % 7 for day in range(days)])
-    values = _sense(rng, time, activity)
+    activity = _diary(rng, [(first.weekday() + day) % 7 for day in range(days)], later, cooking)
+    values = _sense(rng, time, activity, envelope, setpoint)
     data = SensorData(time, values, SENSORS, UNITS, activity, FLAT_ACTIVITIES)
     return data.rows(slice(None, None, step))
 
 
-def _sense(rng: np.random.Generator, time: NDArray[np.datetime64], activity: Ints) -> Floats:
+def _sense(
+    rng: np.random.Generator, time: NDArray[np.datetime64], activity: Ints,
+    envelope: float = ENVELOPE, day_setpoint: float = SETPOINT,
+) -> Floats:  # fmt: skip
     """What the sensors read, (T, 6), while these activities go on minute by minute."""
     size, minute = time.size, np.arange(time.size)
     hour = minute % DAY / 60
@@ -326,9 +338,9 @@ def _sense(rng: np.random.Generator, time: NDArray[np.datetime64], activity: Int
 
     # Balances of the air in the flat; every watt of electricity ends as heat.
     changes = LEAKAGE + OPEN_WINDOW * bursts(AIRING[activity], AIRING_TIME)  # per hour
-    loss = ENVELOPE + AIR_HEAT * VOLUME / 3600 * changes  # W/K
+    loss = envelope + AIR_HEAT * VOLUME / 3600 * changes  # W/K
     gains = BODY_HEAT[activity] + power + SOLAR_APERTURE * sun
-    setpoint = np.where((hour >= 6) & (hour < 23), SETPOINT, SETBACK)
+    setpoint = np.where((hour >= 6) & (hour < 23), day_setpoint, SETBACK)
     k = 60 / HEAT_CAPACITY  # K per W and minute
     temperature = balance(
         SETBACK, k * loss, k * (loss * outdoor + gains),

@@ -34,7 +34,7 @@ from numpyro_maf.distributions import is_real, of_one_number
 from numpyro_maf.fit import fit, held_out_rows, scaling, train
 from numpyro_maf.flow import Flow
 from numpyro_maf.sbi.simulator import parameters, swap
-from numpyro_maf.sbi.view import Summary, View, axes_of, batch_size_for, embedding_of, usable_rows
+from numpyro_maf.sbi.view import Summary, View, axes_of, embedding_of, training, usable_rows
 from numpyro_maf.sites import run_once
 
 __all__ = ["Ratio", "RatioDistribution", "learned", "nle", "nre"]
@@ -80,7 +80,7 @@ def nle(
         flow = flow.onto(each)
     if not flow.bijectors:
         regression = False
-    options = {"batch_size": batch_size_for(len(x)), **options}
+    options = training(len(x), options)
     return fit(fit_key, flow, x, theta, regression=regression, **options).flow
 
 
@@ -146,7 +146,7 @@ def nre(
     net = MLP.init(init_key, width, (1, 1), hidden=hidden)
     scale = scaling(theta, np.flatnonzero(~held_out), weights)
     ratio = Ratio(net, networks, view, scale, summary)
-    options = {"batch_size": batch_size_for(n), **options}
+    options = training(n, options)
     params = net, networks
     data = (theta.astype(jnp.result_type(float), copy=False), *arrays)
     found = train(

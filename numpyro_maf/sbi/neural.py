@@ -32,7 +32,7 @@ from numpyro_maf.fit import held_out_rows, scaling, train
 from numpyro_maf.flow import Flow
 from numpyro_maf.sbi.densities import log_prior
 from numpyro_maf.sbi.posterior import Posterior, Setting
-from numpyro_maf.sbi.view import Summary, View, axes_of, batch_size_for, embedding_of, usable_rows
+from numpyro_maf.sbi.view import Summary, View, axes_of, embedding_of, training, usable_rows
 from numpyro_maf.sites import Sites, run_once
 
 __all__ = ["FlowPosterior", "NeuralPosterior", "Surprise", "npe"]
@@ -225,9 +225,9 @@ def npe(
     :param atoms: for simulations whose parameters are not the prior's: among how many of them the posterior's
         density relative to the prior's has to tell x's own (APT). 0 for the plain loss.
     :param model_args: of the model, with ``model_kwargs``; those of ``simulate`` by default.
-    :param options: of :func:`~numpyro_maf.fit`: ``weights``, ``validation``, ``batch_size`` (by default a
-        16th of the rows, between 32 and 256), ``learning_rate``, ``max_epochs``, ``patience``, ``optimizer``,
-        ``progress``.
+    :param options: of :func:`~numpyro_maf.fit`: ``weights``, ``validation``, ``batch_size`` (by
+        default a 64th of the rows, between 64 and 256), ``average`` (by default 0.995), ``learning_rate``,
+        ``max_epochs``, ``patience``, ``optimizer``, ``progress``.
     :raises ValueError: for sites that are not there, supports that depend on other sites, and too few rows.
     """
     key = jax.random.key(key) if isinstance(key, int) else key
@@ -351,7 +351,7 @@ class Task:
 
     def train(self, key, loss, params, data, fixed, **options):
         """Minimise a loss of ``(params, networks)`` and ``(fixed, view)``."""
-        options = {"batch_size": batch_size_for(len(self.vector)), **options}
+        options = training(len(self.vector), options)
         dtype = jax.tree.leaves(params)[0].dtype
         data = [a.astype(dtype, copy=False) if i == 0 else a for i, a in enumerate(data)]
         both, whole = (params, self.networks), (fixed, self.view)

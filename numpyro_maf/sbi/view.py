@@ -21,7 +21,7 @@ from numpyro_maf.distributions import of_one_number
 from numpyro_maf.embeddings import Embedding
 from numpyro_maf.encoders import as_network
 
-__all__ = ["Summary", "View", "axes_of", "batch_size_for", "embedding_of", "usable_rows"]
+__all__ = ["Summary", "View", "axes_of", "embedding_of", "training", "usable_rows"]
 
 _HEAVY = 5.0  # a normal's kurtosis is 3, a logistic's 4.2, a Laplace's 6
 
@@ -159,9 +159,12 @@ def _flat(weights, x, present=None):
     return jnp.concatenate([x, present.reshape(len(x), -1).astype(x.dtype)], -1)
 
 
-def batch_size_for(rows: int) -> int:
-    """Small batches where there are few rows: noise in the gradient keeps networks from learning them."""
-    return min(max(rows // 16, 32), 256)
+def training(rows: int, options: dict[str, Any]) -> dict[str, Any]:
+    """Options of training with this field's defaults: small batches for few rows, and averaged weights.
+
+    Simulations are few and networks overfit them: noise in the gradient and its average over steps both help.
+    """
+    return {"batch_size": min(max(rows // 64, 64), 256), "average": 0.995, **options}
 
 
 def usable_rows(arrays, may_be_missing) -> np.ndarray:
