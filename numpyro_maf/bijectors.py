@@ -521,10 +521,11 @@ class Regression(Bijector):
 
     def initialized(self, y, context=None):
         y, c = (np.asarray(a, np.float64) for a in (y, context))
-        slope = _ridge(c - c.mean(0), y - y.mean(0))
+        slope, freedom = _ridge(c - c.mean(0), y - y.mean(0))
         loc = y.mean(0) - c.mean(0) @ slope
-        rest = y - c @ slope - loc
-        spread = rest.T @ rest / max(len(y) - 1, 1)
+        # Residuals as large as those of rows left out would be, about.
+        rest = (y - c @ slope - loc) / (1 - freedom / len(y))
+        spread = rest.T @ rest / len(y)
         factor = np.linalg.cholesky(spread + 1e-9 * (1 + np.trace(spread)) * np.eye(len(spread)))
         factor = np.tril(factor, -1) + np.diag(np.log(np.diag(factor)))
         arrays = (jnp.asarray(a, self.loc.dtype) for a in (slope.T, loc, factor))
@@ -532,9 +533,9 @@ class Regression(Bijector):
 
     def _parts(self, x):
         check_width(x, self.loc.shape[-1], "Regression")
-        width, shape = self.slope.shape[-1], jnp.shape(self.context)
-        if self.context is None or shape[-1:] != (width,):
-            given = "none" if self.context is None else f"one of shape {shape}"
+        width = self.slope.shape[-1]
+        if self.context is None or jnp.shape(self.context)[-1:] != (width,):
+            given = "none" if self.context is None else f"one of shape {jnp.shape(self.context)}"
             raise ValueError(f"Regression expects a context of width {width}, got {given}")
         log_diagonal = jnp.diagonal(self.factor)
         lower = jnp.tril(self.factor, -1) + jnp.diag(jnp.exp(log_diagonal))
@@ -553,19 +554,22 @@ class Regression(Bijector):
         return x, jnp.broadcast_to(-log_det, x.shape[:-1])
 
 
-def _ridge(c, y) -> np.ndarray:
+def _ridge(c, y) -> tuple[np.ndarray, np.ndarray]:
     """Slopes ``(C, D)`` of centred columns, each with the penalty of least generalised cross-validation.
 
-    Golub, Heath & Wahba (1979), from one singular value decomposition.
+    Golub, Heath & Wahba (1979), from one singular value decomposition; and the degrees of freedom of each, at
+    most half the number of rows.
     """
     u, s, vt = np.linalg.svd(c, full_matrices=False)
     projected, n = u.T @ y, len(y)
     rest = (y**2).sum(0) - (projected**2).sum(0)
     shrink = s**2 / (s**2 + n * np.logspace(-7, 3, 41)[:, None] + 1e-300)  # (penalties, rank)
     errors = rest + ((1 - shrink) ** 2) @ projected**2
-    best = np.argmin(errors / (1 - shrink.sum(1, keepdims=True) / n).clip(1e-3) ** 2, 0)
+    freedom = shrink.sum(1)
+    score = errors / (1 - freedom[:, None] / n).clip(0.5) ** 2
+    best = np.argmin(np.where(freedom[:, None] <= n / 2, score, np.inf), 0)
     coefficients = shrink[best].T * projected / np.where(s > 0, s, 1)[:, None]
-    return vt.T @ coefficients
+    return vt.T @ coefficients, freedom[best]
 
 
 @dataclass(frozen=True, eq=False)

@@ -417,3 +417,11 @@ def test_flows_onto_supports_are_densities_there(tmp_path):
     np.testing.assert_array_equal(loaded().log_prob(grid[:9, None]), flow().log_prob(grid[:9, None]))
     with pytest.raises(ValueError, match="real vectors"):
         flow.onto(constraints.positive)
+
+
+def test_regressions_of_more_numbers_than_rows_stay_honest():
+    rng = np.random.default_rng(0)
+    c, x = rng.normal(size=(60, 100)), rng.normal(size=(60, 2))
+    layer = nm.Regression.init(2, 100).initialized(x, c)
+    rest, _ = layer.bind(rng.normal(size=(500, 100))).inverse_and_log_det(rng.normal(size=(500, 2)))
+    np.testing.assert_allclose(rest.std(0), 1, atol=0.5)  # on rows that were not seen
