@@ -17,10 +17,10 @@ demo: $(VENV)/ready
 	$(BIN)/python -m numpyro_maf.examples.smart_home --out out/smart_home
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest -n $(WORKERS)
+	$(BIN)/python -m pytest -n $(WORKERS) $(TESTS)
 
 test-all: test
-	$(MAKE) test VENV=.venv312 PYTHON=$(PYTHON312)
+	$(MAKE) test VENV=.venv312 PYTHON=$(PYTHON312) TESTS='-m "not slow"'
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
@@ -36,13 +36,16 @@ notebooks: $(VENV)/ready
 benchmark: $(VENV)/bench
 	$(BIN)/python benchmarks/speed.py
 
-# Fit, rather than speed; the first two and the last need DATA=folder of real data. Hours on a laptop, all in all.
+# Fit, rather than speed; most need DATA=folder of real data. Hours on a laptop, all in all.
 fits: $(VENV)/bench
 	$(BIN)/python benchmarks/mnist.py --data $(DATA)
 	$(BIN)/python benchmarks/density.py --data $(DATA)
 	$(BIN)/python benchmarks/two_moons.py
 	$(BIN)/python benchmarks/digits.py
 	$(BIN)/python benchmarks/posteriors.py $(DATA)/posteriordb
+	$(BIN)/python benchmarks/sbibm.py $(DATA)/sbibm --methods npe nle nre truncated snle
+	$(BIN)/python benchmarks/sbibm.py $(DATA)/sbibm --speed --tasks two_moons slcp
+	$(BIN)/python benchmarks/sbi_memory.py
 
 $(VENV)/bench: $(VENV)/ready
 	$(BIN)/python -m pip install -q -e ".[bench]"

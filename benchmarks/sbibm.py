@@ -158,7 +158,7 @@ def by_flowjax(model, sims, theta, x, bound):
         cond_dim=x.shape[1], flow_layers=5, nn_width=50, nn_depth=2,
     )  # fmt: skip
     flow, _ = flowjax.train.fit_to_data(
-        jax.random.key(1), flow, z, condition=c, max_patience=20, max_epochs=1000, batch_size=256,
+        jax.random.key(1), flow, (z, c), max_patience=20, max_epochs=1000, batch_size=256,
         learning_rate=1e-3, show_progress=False,
     )  # fmt: skip
 

@@ -21,7 +21,7 @@ from numpyro_maf import sbi
 from numpyro_maf.sbi import Simulations, Simulator
 
 SMALL = partial(nm.maf, transforms=1, hidden=(16,))
-QUICK = dict(progress=False, max_epochs=40, learning_rate=3e-3, batch_size=256)
+QUICK = dict(progress=False, max_epochs=40, learning_rate=3e-3, batch_size=256, average=0.9)
 X = np.array([0.6, -1.0])
 NOISE = 0.5
 
@@ -269,6 +269,7 @@ def test_discrete_and_mixed_parameters():
     np.testing.assert_allclose(total, 1, atol=0.01)
 
 
+@pytest.mark.slow
 def test_ensembles_are_mixtures_and_tell_how_far_members_disagree():
     found = nm.npe(jax.random.key(1), gaussian, simulations(500), builder=SMALL, ensemble=3, **QUICK)
     post = found({"x": X})
@@ -290,6 +291,7 @@ def test_npe_names_what_is_wrong():
         posterior()({"x": X * np.nan})
 
 
+@pytest.mark.slow
 def test_maps_marginals_and_conditionals_by_name():
     post = posterior()({"x": X})
     np.testing.assert_allclose(post.map(jax.random.key(0))["theta"], X / (1 + NOISE**2), atol=0.05)
@@ -366,6 +368,7 @@ def test_likelihoods_are_flows_of_the_simulators_own_parameters():
     np.testing.assert_allclose(np.exp(found), norm(0.7, 0.5).pdf(grid), atol=0.06)
 
 
+@pytest.mark.slow
 def test_hierarchical_inference_with_a_learned_likelihood_by_nuts():
     x = nm.simulate(jax.random.key(5), groups, 1, progress=False)["x"][0]
     mcmc = MCMC(
@@ -454,6 +457,7 @@ METHODS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_rounds_find_the_known_posterior(method):
     found = METHODS[method](jax.random.key(0), gaussian, {"x": X}, rounds=2, simulations=1000, **QUICK)
