@@ -51,8 +51,7 @@ def _box(alpha: float):
 
 def _each(support):
     """Vectors of numbers with a support, the same object for the same singleton."""
-    known = {id(constraints.positive): _POSITIVE}
-    return known.get(id(support)) or constraints.independent(support, 1)
+    return _POSITIVE if support is constraints.positive else constraints.independent(support, 1)
 
 
 _POSITIVE = constraints.independent(constraints.positive, 1)

@@ -88,9 +88,9 @@ class SBC(NamedTuple):
             if p < 0.01 / len(self.names):
                 lean = (u.mean() - 0.5) * math.sqrt(12 * len(u))
                 width = (((u - 0.5) ** 2).mean() - 1 / 12) * math.sqrt(180 * len(u))
-                low, wide = ("low", "narrow") if lean > 0 else ("high", "wide")
-                kind = f"too {low}" if abs(lean) > abs(width) else f"too {'narrow' if width > 0 else 'wide'}"
-                found.append(f"{name} is {kind} (p = {p:.1g})")
+                side, size = "low" if lean > 0 else "high", "narrow" if width > 0 else "wide"
+                kind = side if abs(lean) > abs(width) else size
+                found.append(f"{name} is too {kind} (p = {p:.1g})")
         if found:
             return "not calibrated: " + ", ".join(found)
         return f"no miscalibration found in {len(self.ranks)} posteriors (least p {self.pvalues.min():.2f})"

@@ -172,8 +172,7 @@ class FlowPosterior(Posterior):
         self._one("conditional")
         if self.neural.members > 1:
             raise ValueError("conditional takes an ensemble of one")
-        (seen,) = [self.sites.select(list(values))]
-        known = seen.unconstrain(values)
+        known = self.sites.select(list(values)).unconstrain(values)
         mask = np.concatenate([np.full(self.sites.select([n]).width, n in values) for n in self.sites.names])
         filled = np.zeros(self.sites.width)
         filled[mask] = known
