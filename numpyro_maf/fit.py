@@ -142,15 +142,16 @@ def fit_loss(
         flows = [flow.with_regression(layer) for layer in layers]
     dtype = jax.tree.leaves(flow.weights)[0].dtype
     data = [a.astype(dtype, copy=False) for a in (x, context) if a is not None]
-    results = []
-    for flow in flows:
-        whole = flow if dequantize is None else (flow, dequantize)
-        start = jax.tree.map(lambda f: f.weights, whole, is_leaf=lambda f: isinstance(f, (Flow, Dequantize)))
-        found = train(key, loss, start, data, whole, weights=weights, held_out=held_out, **options)
-        (best, noise), (_, trained, validated, epoch) = (found[0] if dequantize else (found[0], None)), found
-        kept = None if dequantize is None else dequantize.with_weights(noise)
-        results.append(FitResult(flow.with_weights(best), trained, validated, epoch, kept))
-    return min(results, key=lambda r: min(r.validation_loss, default=min(r.train_loss, default=np.inf)))
+    starts: list[Any] = [(flow.weights, flow) for flow in flows]
+    if dequantize is not None:
+        starts = [((w, dequantize.weights), (flow, dequantize)) for w, flow in starts]
+    options |= dict(weights=weights, held_out=held_out)
+    params, whole = choose(key, loss, starts, data, **options)
+    best, trained, validated, epoch = train(key, loss, params, data, whole, **options)
+    if dequantize is None:
+        return FitResult(whole.with_weights(best), trained, validated, epoch)
+    best, noise = best
+    return FitResult(whole[0].with_weights(best), trained, validated, epoch, dequantize.with_weights(noise))
 
 
 def fit_mixture(flow: Flow, x, context=None, *, steps: int = 1000) -> Flow:
@@ -234,26 +235,25 @@ def train(
     chunk = min(max(batch_size, 1024), max(len(valid), 1))
     state, best, mean = optimizer.init(params), params, params
     train_loss, validation_loss, best_epoch, best_loss, taken = [], [], -1, np.inf, 0
+    order = generator(key)
     bar = tqdm(range(max_epochs), disable=not progress, desc="fit", unit="epoch")
     try:
         for epoch in bar:
             key, epoch_key = jax.random.split(key)
-            order = jax.random.permutation(epoch_key, jnp.asarray(rows))
             sums = np.zeros(2)
-            for part, batches in _feed(epoch_key, data, weights, order, batch_size, resident):
+            for part in _feed(epoch_key, data, weights, order.permutation(rows), batch_size, resident):
                 params, state, mean, losses, sum_ = _epoch(
-                    params, state, mean, average, fixed, *part, batches, loss=loss, optimizer=optimizer
+                    params, state, mean, average, fixed, *part, loss=loss, optimizer=optimizer
                 )
                 if not np.isfinite(losses).all():
                     step = int(np.argmin(np.isfinite(losses)))
-                    at = jax.tree.map(lambda a, step=step: a[step], batches)
-                    _report(loss, params, fixed, part[0], at, taken + step)
+                    _report(loss, params, fixed, part, step, taken + step)
                 sums, taken = sums + np.asarray(sum_), taken + len(losses)
             train_loss.append(float(sums[0] / sums[1]))
             if len(valid):
                 sums = np.zeros(2)
-                for part, batches in _feed(valid_key, data, weights, jnp.asarray(valid), chunk, resident):
-                    sums = sums + np.asarray(_sums(mean, fixed, *part, batches, loss=loss))
+                for part in _feed(valid_key, data, weights, valid, chunk, resident):
+                    sums = sums + np.asarray(_sums(mean, fixed, *part, loss=loss))
                 validation_loss.append(float(sums[0] / sums[1]))
             current = (validation_loss or train_loss)[-1]
             if current < best_loss:
@@ -268,6 +268,21 @@ def train(
     return best, np.array(train_loss), np.array(validation_loss), best_epoch
 
 
+def choose(key, loss, starts, data, *, max_epochs: int = 1000, **options):
+    """Of several starts ``(params, fixed)`` the one that validates best after a few epochs; arguments as for
+    :func:`train`."""
+    options |= dict(max_epochs=min(max_epochs, _TRIAL), average=0.0, progress=False)
+
+    def least(start):
+        _, trained, validated, _ = train(key, loss, start[0], data, start[1], **options)
+        return min(validated if len(validated) else trained, default=np.inf)
+
+    return min(starts, key=least) if len(starts) > 1 else starts[0]
+
+
+_TRIAL = 20  # epochs
+
+
 @lru_cache(maxsize=32)
 def _adam(learning_rate):
     """One optimizer for each learning rate, so that equal fits share compiled epochs."""
@@ -278,25 +293,28 @@ _RESIDENT, _BLOCK = 2**28, 2**26  # bytes
 
 
 def _feed(key, data, weights, rows, size, resident):
-    """Data and weights, whole or block by block, each with a key and row numbers for every batch."""
+    """Data and weights, whole or block by block, each with a key and row numbers in batches."""
     if resident:
-        batches = _batches(rows, size)
-        yield (data, weights), (jax.random.split(key, len(batches)), batches)
+        yield data, weights, key, _batches(rows, size)
         return
     each = sum(a.nbytes for a in data) // len(weights)
     block = max(_BLOCK // each // size, 1) * size
-    for start in range(0, len(rows), block):
-        key, block_key = jax.random.split(key)
+    mixed = generator(key)
+    for i, start in enumerate(range(0, len(rows), block)):
         chosen = np.sort(rows[start : start + block])  # in the order of the disk, mixed again below
-        batches = _batches(jax.random.permutation(block_key, len(chosen)), size)
         part = tuple(jnp.asarray(a[chosen]) for a in data), jnp.asarray(weights[chosen])
-        yield part, (jax.random.split(block_key, len(batches)), batches)
+        yield *part, jax.random.fold_in(key, i), _batches(mixed.permutation(len(chosen)), size)
+
+
+def generator(key) -> np.random.Generator:
+    """NumPy's random numbers from a key, for what is chosen on the host: nothing has to be compiled."""
+    return np.random.default_rng(np.asarray(jax.random.key_data(key)))
 
 
 def _batches(rows, size):
     """Row numbers in batches ``(steps, size)``, the last one filled up with -1."""
     steps = -(-len(rows) // size)
-    return jnp.concatenate([rows, jnp.full(steps * size - len(rows), -1)]).reshape(steps, size)
+    return np.pad(rows, (0, steps * size - len(rows)), constant_values=-1).reshape(steps, size)
 
 
 def _batch_loss(params, loss, fixed, data, weights, batch):
@@ -311,7 +329,7 @@ def _batch_loss(params, loss, fixed, data, weights, batch):
 
 
 @partial(jax.jit, static_argnames=("loss", "optimizer"))
-def _epoch(params, state, mean, average, fixed, data, weights, batches, *, loss, optimizer):
+def _epoch(params, state, mean, average, fixed, data, weights, key, batches, *, loss, optimizer):
     """One pass over the training rows; parameters stay as they were at a step that fails."""
 
     def step(carry, batch):
@@ -327,21 +345,28 @@ def _epoch(params, state, mean, average, fixed, data, weights, batches, *, loss,
         value = jnp.where(alive, value, jnp.nan)
         return (params, state, mean, alive), (value, total)
 
-    (params, state, mean, _), (values, totals) = lax.scan(step, (params, state, mean, True), batches)
+    steps = _keys(key, batches), batches
+    (params, state, mean, _), (values, totals) = lax.scan(step, (params, state, mean, True), steps)
     return params, state, mean, values, (jnp.sum(values * totals), totals.sum())
 
 
 @partial(jax.jit, static_argnames=("loss",))
-def _sums(params, fixed, data, weights, batches, *, loss):
+def _sums(params, fixed, data, weights, key, batches, *, loss):
     """The weighted loss of all rows in the batches, and their weight."""
+    batches = _keys(key, batches), batches
     values, totals = lax.map(lambda batch: _batch_loss(params, loss, fixed, data, weights, batch), batches)
     return jnp.sum(values * totals), totals.sum()
 
 
-def _report(loss, params, fixed, data, batch, step):
-    """Raise with the first leaf whose gradient is not finite at the step that failed."""
-    key, rows = batch
-    batch = rows[rows >= 0]
+def _keys(key, batches):
+    """One for each batch."""
+    return jax.random.split(key, len(batches))
+
+
+def _report(loss, params, fixed, part, at, step):
+    """Raise with the first leaf whose gradient is not finite at the batch of the part that failed."""
+    data, _, key, batches = part
+    key, batch = _keys(key, batches)[at], batches[at][batches[at] >= 0]
 
     def total(params):
         return loss(params, fixed, key, *(a[batch] for a in data)).sum()
@@ -376,7 +401,7 @@ def held_out_rows(key, validation, n) -> np.ndarray:
         if not 0 <= validation < 1:
             raise ValueError(f"validation must be in [0, 1), got {validation}")
         mask = np.zeros(n, bool)
-        mask[np.asarray(jax.random.permutation(key, n))[: round(validation * n)]] = True
+        mask[generator(key).permutation(n)[: round(validation * n)]] = True
     if mask.all():
         raise ValueError("validation holds out every row, none is left to train on")
     return mask

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from numpyro_maf.scalars import Scalar
 
@@ -44,23 +45,23 @@ class RQSpline(Scalar):
     def num_params(self) -> int:
         return 3 * self.bins - 1
 
-    def _pieces(self, params):
+    def _table(self, params):
         k = self.bins
         inner = _slopes(params[2 * k :], self.min_slope)
         one = jnp.ones_like(inner[:1])  # at both ends, where the identity takes over
-        return _rational_pieces(params[: 2 * k], self.bound, self.min_bin, [one, inner, one])
+        return _rational_table(params[: 2 * k], 2 * self.bound, self.min_bin, [one, inner, one])
 
     def forward(self, params, x):
         inside = jnp.abs(x) < self.bound
         at = jnp.where(inside, x, 0.0)  # double where: no NaN gradient from the branch not taken
-        y, log_slope = _rational_forward(self._pieces(params), at)
-        return jnp.where(inside, y, x), jnp.where(inside, log_slope, 0.0)
+        y, log_slope = _rational_forward(self._table(params), at + self.bound)
+        return jnp.where(inside, y - self.bound, x), jnp.where(inside, log_slope, 0.0)
 
     def inverse(self, params, y):
         inside = jnp.abs(y) < self.bound
         at = jnp.where(inside, y, 0.0)
-        x, log_slope = _rational_inverse(self._pieces(params), at)
-        return jnp.where(inside, x, y), jnp.where(inside, log_slope, 0.0)
+        x, log_slope = _rational_inverse(self._table(params), at + self.bound)
+        return jnp.where(inside, x - self.bound, y), jnp.where(inside, log_slope, 0.0)
 
 
 @dataclass(frozen=True)
@@ -91,18 +92,18 @@ class CircularSpline(Scalar):
     def num_params(self) -> int:
         return 3 * self.bins + 1
 
-    def _pieces(self, params):
+    def _table(self, params):
         k = self.bins
         slopes = _slopes(params[2 * k : 3 * k], self.min_slope)
-        return _rational_pieces(params[: 2 * k], math.pi, self.min_bin, [slopes, slopes[:1]])
+        return _rational_table(params[: 2 * k], 2 * math.pi, self.min_bin, [slopes, slopes[:1]])
 
     def forward(self, params, x):
-        y, log_slope = _rational_forward(self._pieces(params), _wrap(x))
-        return _wrap(y + params[-1]), log_slope
+        y, log_slope = _rational_forward(self._table(params), _wrap(x) + math.pi)
+        return _wrap(y - math.pi + params[-1]), log_slope
 
     def inverse(self, params, y):
-        x, log_slope = _rational_inverse(self._pieces(params), _wrap(y - params[-1]))
-        return jnp.minimum(x, math.pi), log_slope
+        x, log_slope = _rational_inverse(self._table(params), _wrap(y - params[-1]) + math.pi)
+        return jnp.minimum(x - math.pi, math.pi), log_slope
 
     def embed(self, x):
         return jnp.stack([jnp.cos(x), jnp.sin(x)])
@@ -130,24 +131,22 @@ class PiecewiseLinear(Scalar):
     def num_params(self) -> int:
         return self.bins
 
-    def _pieces(self, params):
-        heights = (
-            self.min_density + (1 - self.min_density) * jax.nn.softmax(params, 0) * self.bins
-        ) / self.bins
-        width = jnp.full_like(heights, 1 / self.bins)
-        return _left(width), width, _left(heights), heights
+    def _sizes(self, params):
+        """Widths and heights of the bins, ``(2, K, ...)``."""
+        heights = _shares(params, self.min_density / self.bins)
+        return jnp.stack([jnp.full_like(heights, 1 / self.bins), heights])
 
     def forward(self, params, x):
         inside = (x >= 0) & (x <= 1)
-        pieces = self._pieces(params)
-        x0, w, y0, h = _pick(pieces, pieces[0], jnp.where(inside, x, 0.5))
+        sizes = self._sizes(params)
+        (x0, y0), (w, h) = _split(sizes, *_locate(sizes[0], jnp.where(inside, x, 0.5)))
         y = jnp.minimum(y0 + (x - x0) / w * h, 1)
         return jnp.where(inside, y, x), jnp.where(inside, jnp.log(h / w), 0.0)
 
     def inverse(self, params, y):
         inside = (y >= 0) & (y <= 1)
-        pieces = self._pieces(params)
-        x0, w, y0, h = _pick(pieces, pieces[2], jnp.where(inside, y, 0.5))
+        sizes = self._sizes(params)
+        (x0, y0), (w, h) = _split(sizes, *_locate(sizes[1], jnp.where(inside, y, 0.5)))
         x = jnp.minimum(x0 + (y - y0) / h * w, 1)
         return jnp.where(inside, x, y), jnp.where(inside, jnp.log(w / h), 0.0)
 
@@ -177,21 +176,23 @@ class PiecewiseQuadratic(Scalar):
     def num_params(self) -> int:
         return 2 * self.bins + 1
 
-    def _pieces(self, params):
-        """Left ends, widths, values there, and the densities at both ends, ``(K, ...)`` each."""
+    def _table(self, params):
+        """Widths, heights, and the densities at both ends of the bins, ``(2, K, ...)`` each pair."""
         k = self.bins
         widths = _shares(params[:k], self.min_bin)
         vertices = jnp.exp(params[k:] - params[k:].max(0))
         vertices = vertices / jnp.sum((vertices[:-1] + vertices[1:]) / 2 * widths, 0)
         vertices = self.min_density + (1 - self.min_density) * vertices
-        v0, v1 = vertices[:-1], vertices[1:]
-        return _left(widths), widths, _left((v0 + v1) / 2 * widths), v0, v1
+        ends = jnp.stack([vertices[:-1], vertices[1:]])
+        return jnp.stack([widths, ends.mean(0) * widths]), ends
 
     def forward(self, params, x):
         inside = (x >= 0) & (x <= 1)
         at = jnp.where(inside, x, 0.5)
-        pieces = self._pieces(params)
-        x0, w, y0, v0, v1 = _pick(pieces, pieces[0], at)
+        sizes, ends = self._table(params)
+        before, here = _locate(sizes[0], at)
+        (x0, y0), (w, _) = _split(sizes, before, here)
+        v0, v1 = _total(here, ends)
         t = (at - x0) / w
         y = y0 + t * w * (v0 + t * (v1 - v0) / 2)
         return jnp.where(inside, jnp.minimum(y, 1), x), jnp.where(inside, jnp.log(v0 + t * (v1 - v0)), 0.0)
@@ -199,8 +200,10 @@ class PiecewiseQuadratic(Scalar):
     def inverse(self, params, y):
         inside = (y >= 0) & (y <= 1)
         at = jnp.where(inside, y, 0.5)
-        pieces = self._pieces(params)
-        x0, w, y0, v0, v1 = _pick(pieces, pieces[2], at)
+        sizes, ends = self._table(params)
+        before, here = _locate(sizes[1], at)
+        (x0, y0), (w, _) = _split(sizes, before, here)
+        v0, v1 = _total(here, ends)
         # The density at the root, and from it the root that stays accurate as the density gets flat.
         rise = (at - y0) / w
         density = jnp.sqrt(v0**2 + 2 * (v1 - v0) * rise)
@@ -221,23 +224,28 @@ def _check_density(scalar):
         raise ValueError(f"{type(scalar).__name__} needs bins >= 2 and 0 < min_density < 1, got {scalar}")
 
 
-def _shares(raw, least: float):
+def _shares(raw, least: float, axis: int = 0):
     """K unbounded numbers as shares of one, none below ``least``."""
-    return least + (1 - raw.shape[0] * least) * jax.nn.softmax(raw, axis=0)
+    return least + (1 - raw.shape[axis] * least) * jax.nn.softmax(raw, axis=axis)
 
 
-def _left(widths):
-    """Left ends of consecutive bins, from 0 exactly."""
-    return jnp.concatenate([jnp.zeros_like(widths[:1]), jnp.cumsum(widths[:-1], axis=0)])
+def _locate(sizes, value):
+    """Which of consecutive bins ``(K, ...)``, from 0 on, come before ``value``, and which one holds it."""
+    passed = value >= jnp.cumsum(lax.stop_gradient(sizes[:-1]), axis=0)
+    yes, no = jnp.ones_like(passed[:1]), jnp.zeros_like(passed[:1])
+    before = jnp.concatenate([passed, no])
+    return before, jnp.concatenate([yes, passed]) & ~before
 
 
-def _pick(tables, left, value):
-    """The entries of each table ``(K, ...)`` for the bin, of those from ``left``, that holds ``value``."""
+def _total(bins, table):
+    """Sums of a table ``(n, K, ...)`` over some of the bins."""
     # A mask and a sum are several times faster on a CPU than a gather along the bins.
-    above = value >= left[1:]
-    yes, no = jnp.ones_like(above[:1]), jnp.zeros_like(above[:1])
-    here = jnp.concatenate([yes, above]) & ~jnp.concatenate([above, no])
-    return tuple(jnp.sum(jnp.where(here, table, 0), axis=0) for table in tables)
+    return jnp.sum(jnp.where(bins, table, 0), axis=1)
+
+
+def _split(sizes, before, here):
+    """Where the bin that holds a value begins, and its own sizes, of ``(n, K, ...)``."""
+    return _total(before, sizes), _total(here, sizes)
 
 
 def _wrap(angle):
@@ -245,7 +253,7 @@ def _wrap(angle):
     return jnp.mod(angle + math.pi, 2 * math.pi) - math.pi
 
 
-# Rational-quadratic pieces: left ends, widths, values there, heights, both slopes ---------------------
+# Rational-quadratic tables: widths and heights, slopes at both ends of the bins ------------------------
 
 
 def _slopes(raw, least: float):
@@ -253,10 +261,11 @@ def _slopes(raw, least: float):
     return least + jax.nn.softplus(raw + math.log(math.expm1(1 - least)))
 
 
-def _rational_pieces(raw, bound: float, min_bin: float, slopes):
-    x, y = (2 * bound * _shares(part, min_bin) for part in jnp.split(raw, 2))
+def _rational_table(raw, size: float, min_bin: float, slopes):
+    """``(2, K, ...)`` each; the bins fill an interval of this size, that begins at 0, on both axes."""
     slopes = jnp.concatenate(slopes)
-    return _left(x) - bound, x, _left(y) - bound, y, slopes[:-1], slopes[1:]
+    raw = raw.reshape(2, -1, *raw.shape[1:])
+    return size * _shares(raw, min_bin, axis=1), jnp.stack([slopes[:-1], slopes[1:]])
 
 
 def _rational_log_slope(t, slope, d0, d1):
@@ -266,16 +275,22 @@ def _rational_log_slope(t, slope, d0, d1):
     return 2 * jnp.log(slope) + jnp.log(mixed) - 2 * jnp.log(below)
 
 
-def _rational_forward(pieces, x):
-    x0, w, y0, h, d0, d1 = _pick(pieces, pieces[0], x)
+def _rational_forward(table, x):
+    sizes, slopes = table
+    before, here = _locate(sizes[0], x)
+    (x0, y0), (w, h) = _split(sizes, before, here)
+    d0, d1 = _total(here, slopes)
     slope, t = h / w, (x - x0) / w
     below = slope + (d0 + d1 - 2 * slope) * t * (1 - t)
     y = y0 + h * (slope * t**2 + d0 * t * (1 - t)) / below
     return y, _rational_log_slope(t, slope, d0, d1)
 
 
-def _rational_inverse(pieces, y):
-    x0, w, y0, h, d0, d1 = _pick(pieces, pieces[2], y)
+def _rational_inverse(table, y):
+    sizes, slopes = table
+    before, here = _locate(sizes[1], y)
+    (x0, y0), (w, h) = _split(sizes, before, here)
+    d0, d1 = _total(here, slopes)
     slope, rise = h / w, y - y0
     curve = rise * (d0 + d1 - 2 * slope)
     a = h * (slope - d0) + curve

@@ -128,13 +128,13 @@ def fit_gaussians(
     data = [(task.vector - np.asarray(loc)) / np.asarray(scale), *task.arrays]
     networks = jax.tree.map(lambda a: a[0], task.networks)
     task = Task(**{**vars(task), "networks": networks})
-    found = task.train(fit_key, _GaussianLoss(task.summary, width), net, data, None, **options)
+    loss = _GaussianLoss(task.summary, width)
+    net, networks, *_ = task.train(fit_key, loss, [(net, None)], data, **options)
     drawn = prior_draws(
         task.setting, {n: jnp.asarray(last[n][0]) for n in task.view.names}, prior_key, 20_000
     )
     vectors = task.sites.unconstrain({name: drawn[name] for name in task.sites.names})
     prior = vectors.mean(0), jnp.cov(vectors.T).reshape(width, width)
-    net, networks = found[0]
     return GaussianEstimator(task, net, networks, (loc, scale), prior, proposal)
 
 

@@ -28,7 +28,7 @@ from numpyro_maf import conditionals
 from numpyro_maf.bijectors import static
 from numpyro_maf.builders import made, nsf
 from numpyro_maf.completion import complete
-from numpyro_maf.fit import held_out_rows, scaling, train
+from numpyro_maf.fit import choose, held_out_rows, scaling, train
 from numpyro_maf.flow import Flow
 from numpyro_maf.sbi.densities import log_prior
 from numpyro_maf.sbi.posterior import Posterior, Setting
@@ -260,12 +260,9 @@ def npe(
         loss = _AtomicLoss(task.summary, atoms)
         about = {name: jnp.asarray(sims[name][:1])[0] for name in task.view.names}
         data[1:1] = [np.asarray(log_prior(task.setting, sites, about, task.vector))]
-    results = []
-    for start in starts:
-        found = task.train(fit_key, loss, start.weights, data, start, **options)
-        (trained, networks), losses = found[0], _Losses(found[1], found[2])
-        results.append((losses.least, start.with_weights(trained), networks, losses))
-    _, flows, networks, losses = min(results, key=lambda result: result[0])
+    starts = [(start.weights, start) for start in starts]
+    trained, networks, flows, losses = task.train(fit_key, loss, starts, data, **options)
+    flows = flows.with_weights(trained)
     seen = np.asarray(_contexts(task.summary, ensemble, networks, task.view, task.some_arrays))[0]
     return NeuralPosterior(
         flows, networks, task.view, _typical(seen), sites, task.summary, task.setting, losses, task.excluded
@@ -348,25 +345,27 @@ class Task:
         members = len(jax.tree.leaves(self.networks)[0]) if self.summary.is_trained else 1
         return _contexts(self.summary, members, self.networks, self.view, arrays)
 
-    def train(self, key, loss, params, data, fixed, **options):
-        """Minimise a loss of ``(params, networks)`` and ``(fixed, view)``."""
-        options = training(len(self.vector), options)
-        dtype = jax.tree.leaves(params)[0].dtype
+    def train(self, key, loss, starts, data, **options):
+        """Minimise a loss of ``(params, networks)`` and ``(fixed, view)``.
+
+        :param starts: pairs ``(params, fixed)``, of which the best is taken.
+        :return: params, networks, what was fixed, and the losses.
+        """
+        options = training(len(self.vector), options) | dict(weights=self.weights, held_out=self.held_out)
+        dtype = jax.tree.leaves(starts[0][0])[0].dtype
         data = [a.astype(dtype, copy=False) if i == 0 else a for i, a in enumerate(data)]
-        both, whole = (params, self.networks), (fixed, self.view)
-        return train(key, loss, both, data, whole, weights=self.weights, held_out=self.held_out, **options)
+        starts = [((params, self.networks), (fixed, self.view)) for params, fixed in starts]
+        both, whole = choose(key, loss, starts, data, **options)
+        (params, networks), trained, validated, _ = train(key, loss, both, data, whole, **options)
+        return params, networks, whole[0], _Losses(trained, validated)
 
 
 @dataclass(frozen=True, eq=False)
 class _Losses:
-    """By epoch: ``train`` and ``validation``."""
+    """By epoch."""
 
     train: np.ndarray
     validation: np.ndarray
-
-    @property
-    def least(self) -> float:
-        return float(min(self.validation, default=min(self.train, default=np.inf)))
 
 
 @dataclass(frozen=True)
