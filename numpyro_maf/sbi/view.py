@@ -160,11 +160,11 @@ def _flat(weights, x, present=None):
 
 
 def training(rows: int, options: dict[str, Any]) -> dict[str, Any]:
-    """Options of training with this field's defaults: small batches for few rows, and averaged weights.
+    """Options of training with this field's defaults: small batches, long steps and averaged weights.
 
     Simulations are few and networks overfit them: noise in the gradient and its average over steps both help.
     """
-    return {"batch_size": min(max(rows // 64, 64), 256), "average": 0.995, **options}
+    return {"batch_size": min(max(rows // 64, 64), 256), "learning_rate": 5e-3, "average": 0.995, **options}
 
 
 def usable_rows(arrays, may_be_missing) -> np.ndarray:
