@@ -2,6 +2,7 @@
 
     python benchmarks/sbibm.py DATA/sbibm                              # NPE, 1,000 and 10,000 simulations
     python benchmarks/sbibm.py DATA/sbibm --methods npe nle nre snle snre truncated c
+    python benchmarks/sbibm.py DATA/sbibm --methods npe sbi            # sbi's NPE in the same run
     python benchmarks/sbibm.py DATA/sbibm --budgets 100000
     python benchmarks/sbibm.py DATA/sbibm --speed --tasks two_moons slcp   # time and C2ST beside the peers
 
@@ -22,6 +23,8 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 from fast_c2st import c2st
 from sbi_tasks import load, vector
 
@@ -32,8 +35,8 @@ SEQUENTIAL = {"truncated": "SNPE", "c": "SNPE", "a": "SNPE", "snle": "SNLE", "sn
 QUIET = dict(progress=False)
 
 
-def posteriors(method, key, model, budget, observations, rounds):
-    """For each observation a function of a key that draws, and the seconds of learning."""
+def posteriors(method, key, model, task, budget, observations, rounds):
+    """For each observation a function of a key that draws the parameters, and the seconds of learning."""
     sims_key, fit_key = jax.random.split(key)
     if method in SEQUENTIAL:
         for i, x in enumerate(observations):
@@ -42,7 +45,7 @@ def posteriors(method, key, model, budget, observations, rounds):
             options = {} if method in ("snle", "snre") else {"method": method}
             options |= dict(rounds=rounds, simulations=budget // rounds, **QUIET)
             found = run(jax.random.fold_in(fit_key, i), model, {"x": x}, **options)
-            yield lambda k, found=found: found.sample(k, (10_000,)), time.perf_counter() - start
+            yield lambda k, found=found: vector(found.sample(k, (10_000,)), task), time.perf_counter() - start
         return
     sims = nm.simulate(sims_key, model, budget, **QUIET)
     start = time.perf_counter()
@@ -50,15 +53,20 @@ def posteriors(method, key, model, budget, observations, rounds):
         learned = nm.npe(fit_key, model, sims, **QUIET)
     elif method == "npe5":
         learned = nm.npe(fit_key, model, sims, ensemble=5, **QUIET)
+    elif method == "sbi":
+        draw = by_sbi(model, sims, vector(sims, task), np.asarray(sims["x"]))
     else:
         learned = getattr(nm, method)(fit_key, model, sims, **QUIET)
     seconds = time.perf_counter() - start
     for i, x in enumerate(observations):
-        if method.startswith("npe"):
-            yield lambda k, x=x: learned({"x": x}, warn=False).sample(k, (10_000,)), seconds
+        if method == "sbi":
+            yield lambda _, x=x: draw(x), seconds
+        elif method.startswith("npe"):
+            found = learned({"x": x}, warn=False)
+            yield lambda k, found=found: vector(found.sample(k, (10_000,)), task), seconds
         else:
             found = nm.smc(jax.random.fold_in(fit_key, i), model, {"x": x}, {"x": learned}, **QUIET)
-            yield lambda k, found=found: found.sample(k, (10_000,)), seconds
+            yield lambda k, found=found: vector(found.sample(k, (10_000,)), task), seconds
 
 
 def published(folder):
@@ -89,10 +97,9 @@ def table(arguments):
                     scores, spent = [], []
                     seen = file["observations"][: arguments.observations]
                     seed = jax.random.key(arguments.seed)
-                    made = posteriors(method, seed, model, budget, seen, arguments.rounds)
+                    made = posteriors(method, seed, model, task, budget, seen, arguments.rounds)
                     for i, (draw, seconds) in enumerate(made):
-                        draws = vector(draw(jax.random.key(i)), task)
-                        scores.append(c2st(file["reference_posterior"][i], draws))
+                        scores.append(c2st(file["reference_posterior"][i], draw(jax.random.key(i))))
                         spent.append(seconds)
                     done[key] = dict(
                         task=task, budget=budget, method=method, c2st=scores, seconds=float(np.mean(spent))
@@ -101,7 +108,7 @@ def table(arguments):
                         with open(arguments.save, "a") as out:
                             out.write(json.dumps(done[key]) + "\n")
                 row = done[key]
-                name = SEQUENTIAL.get(method, "NPE" if method == "npe5" else method.upper())
+                name = SEQUENTIAL.get(method, "NPE" if method in ("npe5", "sbi") else method.upper())
                 best = min(known[task, a, budget] for a in ("SNPE", "SNLE", "SNRE"))
                 print(
                     f"{task:16}{budget:8} {method:10}{np.mean(row['c2st']):7.3f}{max(row['c2st']):7.3f}"
@@ -123,7 +130,7 @@ def speed(arguments):
                 if name != "ours" and importlib.util.find_spec(name) is None:
                     continue
                 start = time.perf_counter()
-                draw = learn(model, sims, theta, x, {"two_moons": 1.0, "slcp": 3.0}[task])
+                draw = learn(model, sims, theta, x)
                 first = draw(seen[0])
                 seconds = time.perf_counter() - start
                 draws = [first, *(draw(o) for o in seen[1:])]
@@ -133,21 +140,22 @@ def speed(arguments):
                 )
 
 
-def ours(model, sims, theta, x, bound):
+def ours(model, sims, theta, x):
     learned = nm.npe(jax.random.key(0), model, sims, **QUIET)
     return lambda seen: np.asarray(
         learned({"x": seen}, warn=False).sample(jax.random.key(1), (10_000,))["theta"]
     )
 
 
-def by_flowjax(model, sims, theta, x, bound):
-    """An autoregressive spline flow of logits, 5 layers, 50 x 2, 8 knots."""
+def by_flowjax(model, sims, theta, x):
+    """For priors uniform in a box: an autoregressive spline flow of logits, 5 layers, 50 x 2, 8 knots."""
     import flowjax.bijections
     import flowjax.distributions
     import flowjax.flows
     import flowjax.train
     import jax.numpy as jnp
 
+    bound = np.abs(theta).max().round()
     share = (theta / bound + 1) / 2
     logits = np.log(share) - np.log1p(-share)
     means, sds = (logits.mean(0), x.mean(0)), (logits.std(0), x.std(0))
@@ -169,19 +177,40 @@ def by_flowjax(model, sims, theta, x, bound):
     return draw
 
 
-def by_sbi(model, sims, theta, x, bound):
-    """sbi's default NPE."""
+def by_sbi(model, sims, theta, x):
+    """sbi's default NPE, with the model's prior."""
     import torch
     from sbi.inference import NPE
-    from sbi.utils import BoxUniform
 
-    ends = bound * torch.ones(theta.shape[1])
-    inference = NPE(prior=BoxUniform(-ends, ends), show_progress_bars=False)
+    inference = NPE(prior=torch_prior(model), show_progress_bars=False)
     inference.append_simulations(torch.tensor(theta), torch.tensor(x)).train()
     posterior = inference.build_posterior()
     return lambda seen: posterior.sample(
         (10_000,), x=torch.tensor(seen), show_progress_bars=False
     ).numpy()  # fmt: skip
+
+
+def torch_prior(model):
+    """The prior of one of the tasks as a distribution of PyTorch."""
+    import torch
+    from sbi.utils import BoxUniform
+
+    def tensor(a):
+        return torch.tensor(np.array(a, np.float32))
+
+    trace = numpyro.handlers.trace(numpyro.handlers.seed(model, jax.random.key(0))).get_trace()
+    priors = [site["fn"] for name, site in trace.items() if name != "x"]
+    if len(priors) > 1:
+        locs, scales = (tensor([getattr(p, a) for p in priors]) for a in ("loc", "scale"))
+        return torch.distributions.Independent(torch.distributions.LogNormal(locs, scales), 1)
+    (prior,) = priors
+    if isinstance(prior, dist.MultivariateNormal):
+        return torch.distributions.MultivariateNormal(tensor(prior.mean), tensor(prior.covariance_matrix))
+    if isinstance(prior.support.base_constraint, type(dist.constraints.real)):
+        return torch.distributions.MultivariateNormal(tensor(prior.mean), torch.diag(tensor(prior.variance)))
+    ends = prior.support.base_constraint
+    low, high = (torch.full(prior.event_shape, float(e)) for e in (ends.lower_bound, ends.upper_bound))
+    return BoxUniform(low, high)
 
 
 def main():
@@ -191,7 +220,7 @@ def main():
     parser.add_argument("folder", type=Path, help="with the benchmark's files")
     parser.add_argument("--tasks", nargs="+", default=TASKS, choices=TASKS)
     parser.add_argument("--budgets", nargs="+", type=int, default=[1000, 10_000])
-    choices = ["npe", "npe5", "nle", "nre", *SEQUENTIAL]
+    choices = ["npe", "npe5", "nle", "nre", *SEQUENTIAL, "sbi"]
     parser.add_argument("--methods", nargs="+", default=["npe"], choices=choices)
     parser.add_argument("--observations", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=5)
