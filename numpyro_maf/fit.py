@@ -197,7 +197,8 @@ def train(
     """Minimise the weighted mean of a loss by rows; keep the parameters that validate best.
 
     Every validation row counts in every validation; without any, the training loss stops the training. An
-    epoch is one compiled call; the same loss, structure and shapes compile once in a process.
+    epoch is one compiled call; the same loss and structure compile once in a process, and again when the rows
+    outgrow the room of 1024, 2048, …
 
     :param loss: ``loss(params, fixed, key, *rows) -> (rows,)``; the key is new at every step, and the same at
         every validation, so that random losses compare.
@@ -230,9 +231,9 @@ def train(
     batch_size = min(batch_size, len(rows))
     resident = sum(a.nbytes for a in data) <= _RESIDENT
     if resident:
-        weights, data = jnp.asarray(weights), tuple(map(jnp.asarray, data))
+        weights, *data = (_with_room(np.asarray(a), _room(len(weights))) for a in (weights, *data))
     key, valid_key = jax.random.split(key)
-    chunk = min(max(batch_size, 1024), max(len(valid), 1))
+    chunk = max(batch_size, 1024 if len(valid) > 1024 else 256)
     state, best, mean = optimizer.init(params), params, params
     train_loss, validation_loss, best_epoch, best_loss, taken = [], [], -1, np.inf, 0
     order = generator(key)
@@ -245,6 +246,7 @@ def train(
                 params, state, mean, losses, sum_ = _epoch(
                     params, state, mean, average, fixed, *part, loss=loss, optimizer=optimizer
                 )
+                losses = np.asarray(losses)[: part[-1]]
                 if not np.isfinite(losses).all():
                     step = int(np.argmin(np.isfinite(losses)))
                     _report(loss, params, fixed, part, step, taken + step)
@@ -293,17 +295,28 @@ _RESIDENT, _BLOCK = 2**28, 2**26  # bytes
 
 
 def _feed(key, data, weights, rows, size, resident):
-    """Data and weights, whole or block by block, each with a key and row numbers in batches."""
+    """Data and weights, whole or block by block, with a key, row numbers in batches, and how many batches."""
     if resident:
-        yield data, weights, key, _batches(rows, size)
+        yield data, weights, key, *_batches(rows, size, len(weights))
         return
     each = sum(a.nbytes for a in data) // len(weights)
     block = max(_BLOCK // each // size, 1) * size
     mixed = generator(key)
     for i, start in enumerate(range(0, len(rows), block)):
         chosen = np.sort(rows[start : start + block])  # in the order of the disk, mixed again below
-        part = tuple(jnp.asarray(a[chosen]) for a in data), jnp.asarray(weights[chosen])
-        yield *part, jax.random.fold_in(key, i), _batches(mixed.permutation(len(chosen)), size)
+        weight, *part = (_with_room(a[chosen], block) for a in (weights, *data))
+        yield part, weight, jax.random.fold_in(key, i), *_batches(mixed.permutation(len(chosen)), size, block)
+
+
+def _room(count: int) -> int:
+    """How many rows an array of so many gets room for: few sizes, so that few are compiled."""
+    return count if count > 2**14 else max(2**10, 1 << (count - 1).bit_length())
+
+
+def _with_room(a, room):
+    """An array on the device, with copies of its last row in the room that is left."""
+    left = room - len(a)
+    return jnp.asarray(np.concatenate([a, np.repeat(a[-1:], left, 0)]) if left else a)
 
 
 def generator(key) -> np.random.Generator:
@@ -311,10 +324,11 @@ def generator(key) -> np.random.Generator:
     return np.random.default_rng(np.asarray(jax.random.key_data(key)))
 
 
-def _batches(rows, size):
-    """Row numbers in batches ``(steps, size)``, the last one filled up with -1."""
-    steps = -(-len(rows) // size)
-    return np.pad(rows, (0, steps * size - len(rows)), constant_values=-1).reshape(steps, size)
+def _batches(rows, size, room):
+    """Row numbers in batches ``(steps, size)``, filled up with -1, and how many of these are used."""
+    batches = np.full((-(-room // size), size), -1)
+    batches.reshape(-1)[: len(rows)] = rows
+    return batches, -(-len(rows) // size)
 
 
 def _batch_loss(params, loss, fixed, data, weights, batch):
@@ -329,12 +343,14 @@ def _batch_loss(params, loss, fixed, data, weights, batch):
 
 
 @partial(jax.jit, static_argnames=("loss", "optimizer"))
-def _epoch(params, state, mean, average, fixed, data, weights, key, batches, *, loss, optimizer):
+def _epoch(params, state, mean, average, fixed, data, weights, key, batches, steps, *, loss, optimizer):
     """One pass over the training rows; parameters stay as they were at a step that fails."""
+    keys = _keys(key, batches)
 
-    def step(carry, batch):
-        params, state, mean, alive = carry
+    def step(i, carry):
+        params, state, mean, alive, values, totals = carry
         value_and_grad = jax.value_and_grad(_batch_loss, has_aux=True)
+        batch = keys[i], batches[i]
         (value, total), gradient = value_and_grad(params, loss, fixed, data, weights, batch)
         alive &= jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(gradient))
         updates, new_state = optimizer.update(gradient, state, params)
@@ -342,20 +358,26 @@ def _epoch(params, state, mean, average, fixed, data, weights, key, batches, *, 
         keep = partial(jax.tree.map, partial(jnp.where, alive))
         params, state = keep(new_params, params), keep(new_state, state)
         mean = jax.tree.map(lambda m, p: p + average * (m - p), mean, params)
-        value = jnp.where(alive, value, jnp.nan)
-        return (params, state, mean, alive), (value, total)
+        values = values.at[i].set(jnp.where(alive, value, jnp.nan))
+        return params, state, mean, alive, values, totals.at[i].set(total)
 
-    steps = _keys(key, batches), batches
-    (params, state, mean, _), (values, totals) = lax.scan(step, (params, state, mean, True), steps)
+    zeros = jnp.zeros(len(batches), weights.dtype)
+    carry = lax.fori_loop(0, steps, step, (params, state, mean, True, zeros, zeros))
+    params, state, mean, _, values, totals = carry
     return params, state, mean, values, (jnp.sum(values * totals), totals.sum())
 
 
 @partial(jax.jit, static_argnames=("loss",))
-def _sums(params, fixed, data, weights, key, batches, *, loss):
+def _sums(params, fixed, data, weights, key, batches, steps, *, loss):
     """The weighted loss of all rows in the batches, and their weight."""
-    batches = _keys(key, batches), batches
-    values, totals = lax.map(lambda batch: _batch_loss(params, loss, fixed, data, weights, batch), batches)
-    return jnp.sum(values * totals), totals.sum()
+    keys = _keys(key, batches)
+
+    def step(i, sums):
+        value, total = _batch_loss(params, loss, fixed, data, weights, (keys[i], batches[i]))
+        return sums[0] + value * total, sums[1] + total
+
+    zero = jnp.zeros((), weights.dtype)
+    return lax.fori_loop(0, steps, step, (zero, zero))
 
 
 def _keys(key, batches):
@@ -365,7 +387,7 @@ def _keys(key, batches):
 
 def _report(loss, params, fixed, part, at, step):
     """Raise with the first leaf whose gradient is not finite at the batch of the part that failed."""
-    data, _, key, batches = part
+    data, _, key, batches, _ = part
     key, batch = _keys(key, batches)[at], batches[at][batches[at] >= 0]
 
     def total(params):

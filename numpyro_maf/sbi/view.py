@@ -164,7 +164,8 @@ def training(rows: int, options: dict[str, Any]) -> dict[str, Any]:
 
     Simulations are few and networks overfit them: noise in the gradient and its average over steps both help.
     """
-    return {"batch_size": min(max(rows // 64, 64), 256), "learning_rate": 5e-3, "average": 0.995, **options}
+    batch_size = min(max(2 ** int(math.log2(max(rows // 64, 1))), 64), 256)
+    return {"batch_size": batch_size, "learning_rate": 5e-3, "average": 0.995, **options}
 
 
 def usable_rows(arrays, may_be_missing) -> np.ndarray:
