@@ -144,8 +144,12 @@ def snre(key, model, observation, *, rounds: int = 10, simulations: int = 1000, 
 def _rounds(key, model, observation, rounds, simulations, method, options):
     done: tuple[Round, ...] = ()
     for k in jax.random.split(jax.random.key(key) if isinstance(key, int) else key, rounds):
+        if method in ("nle", "nre") and len(done) < rounds - 1:
+            few = {"num_particles": max(simulations, 2000), **options}  # these are proposals only
+        else:
+            few = options
         try:
-            done = (*done, next_round(k, model, observation, done, simulations, method, **options))
+            done = (*done, next_round(k, model, observation, done, simulations, method, **few))
         except KeyboardInterrupt:
             if not done:
                 raise

@@ -22,6 +22,7 @@ from jax import lax
 from jax.scipy.special import logsumexp
 from tqdm.auto import tqdm
 
+from numpyro_maf.fit import generator
 from numpyro_maf.sbi.densities import Densities, prior_draws
 from numpyro_maf.sbi.posterior import Posterior, Setting
 from numpyro_maf.sites import Sites
@@ -49,9 +50,8 @@ class ParticlePosterior(Posterior):
     def sample(self, key, sample_shape=()):
         """Draws by site: particles, each once as long as there are enough, and then again."""
         count, n = int(np.prod(sample_shape, initial=1)), len(self.particles)
-        order = np.concatenate(
-            [np.asarray(jax.random.permutation(k, n)) for k in jax.random.split(key, -(-count // n))]
-        )
+        draw = generator(key)
+        order = np.concatenate([draw.permutation(n) for _ in range(-(-count // n))])
         rows = self.particles[order[:count]]
         return self.sites.constrain(rows.reshape(*sample_shape, rows.shape[-1]))
 
@@ -150,15 +150,15 @@ def _advance(key, beta, particles, scores):
     return new, gain, particles[rows], jax.tree.map(lambda s: s[rows], scores)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.jit, static_argnums=0)
 def _move(densities, count, parts, key, beta, particles, scores):
     """Metropolis steps along differences of particles of the other half, which waits meanwhile."""
     half, width = len(particles) // 2, particles.shape[1]
 
-    def step(state, now):
-        key, turn = now
+    def step(i, state):
+        turn = i % 2
         particles, prior, likelihood = jax.tree.map(lambda a: jnp.roll(a, half * turn, 0), state)
-        pair_key, scale_key, noise_key, jump_key, accept_key = jax.random.split(key, 5)
+        pair_key, scale_key, noise_key, jump_key, accept_key = jax.random.split(jax.random.fold_in(key, i), 5)
         mine, others = particles[:half], particles[half:]
         first, second = jax.random.randint(pair_key, (2, half), 0, len(others))
         # Mostly the scale that suits a Gaussian; now and then the whole difference, from mode to mode.
@@ -174,9 +174,7 @@ def _move(densities, count, parts, key, beta, particles, scores):
             a.at[:half].set(jnp.where(taken.reshape(-1, *[1] * (a.ndim - 1)), b, a[:half]))
             for a, b in zip((particles, prior, likelihood), (proposed, *new))
         ]
-        return tuple(jax.tree.map(lambda a: jnp.roll(a, -half * turn, 0), kept)), None
+        return tuple(jax.tree.map(lambda a: jnp.roll(a, -half * turn, 0), kept))
 
-    keys = jax.random.split(key, 2 * count)
-    turns = jnp.arange(2 * count) % 2
-    (particles, *scores), _ = lax.scan(step, (particles, *scores), (keys, turns))
+    particles, *scores = lax.fori_loop(0, 2 * count, step, (particles, *scores))
     return particles, tuple(scores)
