@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import jax
@@ -59,7 +59,8 @@ def fit(key, flow: Flow, x, context=None, *, dequantize: Dequantize | None = Non
         out at random, 0.1, or ``(N,)`` booleans, True for held out; ``standardize``, False to keep the
         scalings that the flow has; ``regression``, True to start from a linear regression on the context
         (:meth:`Flow.regressed`), None to try both and keep what validates better; and of :func:`train`:
-        ``batch_size``, ``learning_rate``, ``max_epochs``, ``patience``, ``optimizer``, ``progress``.
+        ``batch_size``, ``learning_rate``, ``max_epochs``, ``patience``, ``optimizer``, ``average``,
+        ``anneal``, ``progress``.
     :raises ValueError: for shapes that do not fit, and data or weights that are not finite.
     :raises FloatingPointError: when the loss stops being finite; the message names step and leaf.
     """
@@ -192,6 +193,7 @@ def train(
     patience: int = 20,
     optimizer: optax.GradientTransformation | None = None,
     average: float = 0.0,
+    anneal: float = 1.0,
     progress: bool = True,
 ):
     """Minimise the weighted mean of a loss by rows; keep the parameters that validate best.
@@ -216,6 +218,8 @@ def train(
     :param average: what is validated and kept are parameters averaged over steps, each average keeping this
         share of the one before (Polyak & Juditsky 1992, exponentially): 0.99 takes the noise of the last
         hundred steps out. 0 for none.
+    :param anneal: what the learning rate is multiplied by, going on from the best parameters, whenever half
+        the patience has passed without improvement. 1 for never.
     :param progress: show a progress bar.
     :return: best parameters, training losses, validation losses, best epoch.
     :raises FloatingPointError: when the loss stops being finite.
@@ -223,8 +227,8 @@ def train(
     for name, value in [("batch_size", batch_size), ("max_epochs", max_epochs)]:
         if int(value) != value or value < 1:
             raise ValueError(f"{name} must be a positive integer, got {value!r}")
-    if optimizer is None:
-        optimizer = _adam(learning_rate)
+    rate = learning_rate if optimizer is None else 1.0
+    optimizer = optimizer or _ADAM
     dtype = jax.tree.leaves(params)[0].dtype
     rows, valid = np.flatnonzero(~held_out), np.flatnonzero(held_out)
     weights = np.asarray(weights, dtype)
@@ -235,7 +239,7 @@ def train(
     key, valid_key = jax.random.split(key)
     chunk = max(batch_size, 1024 if len(valid) > 1024 else 256)
     state, best, mean = optimizer.init(params), params, params
-    train_loss, validation_loss, best_epoch, best_loss, taken = [], [], -1, np.inf, 0
+    train_loss, validation_loss, best_epoch, best_loss, taken, turned = [], [], -1, np.inf, 0, -1
     order = generator(key)
     bar = tqdm(range(max_epochs), disable=not progress, desc="fit", unit="epoch")
     try:
@@ -244,7 +248,7 @@ def train(
             sums = np.zeros(2)
             for part in _feed(epoch_key, data, weights, order.permutation(rows), batch_size, resident):
                 params, state, mean, losses, sum_ = _epoch(
-                    params, state, mean, average, fixed, *part, loss=loss, optimizer=optimizer
+                    params, state, mean, average, rate, fixed, *part, loss=loss, optimizer=optimizer
                 )
                 losses = np.asarray(losses)[: part[-1]]
                 if not np.isfinite(losses).all():
@@ -263,6 +267,8 @@ def train(
             bar.set_postfix(loss=f"{train_loss[-1]:.4f}", best=f"{best_loss:.4f}")
             if epoch - best_epoch >= patience:
                 break
+            if anneal != 1 and epoch - max(best_epoch, turned) >= patience / 2:
+                rate, turned, params, mean = anneal * rate, epoch, best, best
     except KeyboardInterrupt:
         bar.write("interrupted: keeping the best so far")
     finally:
@@ -285,10 +291,8 @@ def choose(key, loss, starts, data, *, max_epochs: int = 1000, **options):
 _TRIAL = 20  # epochs
 
 
-@lru_cache(maxsize=32)
-def _adam(learning_rate):
-    """One optimizer for each learning rate, so that equal fits share compiled epochs."""
-    return optax.chain(optax.clip_by_global_norm(5.0), optax.adam(learning_rate))
+# The learning rate is a number that the compiled epoch is given, so that all rates share it.
+_ADAM = optax.chain(optax.clip_by_global_norm(5.0), optax.adam(1.0))
 
 
 _RESIDENT, _BLOCK = 2**28, 2**26  # bytes
@@ -343,7 +347,7 @@ def _batch_loss(params, loss, fixed, data, weights, batch):
 
 
 @partial(jax.jit, static_argnames=("loss", "optimizer"))
-def _epoch(params, state, mean, average, fixed, data, weights, key, batches, steps, *, loss, optimizer):
+def _epoch(params, state, mean, average, rate, fixed, data, weights, key, batches, steps, *, loss, optimizer):
     """One pass over the training rows; parameters stay as they were at a step that fails."""
     keys = _keys(key, batches)
 
@@ -354,7 +358,7 @@ def _epoch(params, state, mean, average, fixed, data, weights, key, batches, ste
         (value, total), gradient = value_and_grad(params, loss, fixed, data, weights, batch)
         alive &= jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(gradient))
         updates, new_state = optimizer.update(gradient, state, params)
-        new_params = optax.apply_updates(params, updates)
+        new_params = optax.apply_updates(params, jax.tree.map(lambda u: rate * u, updates))
         keep = partial(jax.tree.map, partial(jnp.where, alive))
         params, state = keep(new_params, params), keep(new_state, state)
         mean = jax.tree.map(lambda m, p: p + average * (m - p), mean, params)

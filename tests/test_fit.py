@@ -200,6 +200,16 @@ def test_best_weights_are_kept_and_patience_ends():
     assert len(train_mean(x, held_out, patience=40, max_epochs=6)[2]) == 6
 
 
+def test_annealed_steps_settle_where_long_ones_do_not():
+    """Gradient steps of 1.05 overshoot x - m by a tenth each; those of 0.315 close in."""
+    options = dict(patience=8, max_epochs=100, optimizer=optax.sgd(1.05))
+    astray, losses, *_ = train_mean(np.ones(1), **options)
+    np.testing.assert_allclose(astray["mean"], 2.1, rtol=1e-5)
+    assert (np.diff(losses) > 0).all()
+    settled, *_ = train_mean(np.ones(1), anneal=0.3, **options)
+    np.testing.assert_allclose(settled["mean"], 1.0, atol=1e-4)
+
+
 def test_fit_returns_the_best_epoch():
     held_out = np.arange(300) >= 40
     result = quick(

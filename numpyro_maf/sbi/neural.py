@@ -225,8 +225,8 @@ def npe(
         density relative to the prior's has to tell x's own (APT). 0 for the plain loss.
     :param model_args: of the model, with ``model_kwargs``; those of ``simulate`` by default.
     :param options: of :func:`~numpyro_maf.fit`: ``weights``, ``validation``, ``batch_size`` (by
-        default a 64th of the rows, but 64, 128 or 256), ``average`` (0.995), ``learning_rate`` (0.005),
-        ``max_epochs``, ``patience``, ``optimizer``, ``progress``.
+        default a 64th of the rows, but 64, 128 or 256), ``learning_rate`` (0.005), ``anneal`` (0.3),
+        ``average`` (0.995), ``max_epochs``, ``patience``, ``optimizer``, ``progress``.
     :raises ValueError: for sites that are not there, supports that depend on other sites, and too few rows.
     """
     key = jax.random.key(key) if isinstance(key, int) else key

@@ -160,12 +160,13 @@ def _flat(weights, x, present=None):
 
 
 def training(rows: int, options: dict[str, Any]) -> dict[str, Any]:
-    """Options of training with this field's defaults: small batches, long steps and averaged weights.
+    """Options of training with this field's defaults: small batches, annealed steps and averaged weights.
 
     Simulations are few and networks overfit them: noise in the gradient and its average over steps both help.
     """
     batch_size = min(max(2 ** int(math.log2(max(rows // 64, 1))), 64), 256)
-    return {"batch_size": batch_size, "learning_rate": 5e-3, "average": 0.995, **options}
+    defaults = {"batch_size": batch_size, "learning_rate": 5e-3, "average": 0.995, "anneal": 0.3}
+    return defaults | options
 
 
 def usable_rows(arrays, may_be_missing) -> np.ndarray:
