@@ -177,7 +177,7 @@ class PiecewiseQuadratic(Scalar):
         return 2 * self.bins + 1
 
     def _table(self, params):
-        """Widths, heights, and the densities at both ends of the bins, ``(2, K, ...)`` each pair."""
+        """Of the bins, with the densities at their ends."""
         k = self.bins
         widths = _shares(params[:k], self.min_bin)
         vertices = jnp.exp(params[k:] - params[k:].max(0))
@@ -189,10 +189,7 @@ class PiecewiseQuadratic(Scalar):
     def forward(self, params, x):
         inside = (x >= 0) & (x <= 1)
         at = jnp.where(inside, x, 0.5)
-        sizes, ends = self._table(params)
-        before, here = _locate(sizes[0], at)
-        (x0, y0), (w, _) = _split(sizes, before, here)
-        v0, v1 = _total(here, ends)
+        (x0, y0), (w, _), (v0, v1) = _pick(self._table(params), 0, at)
         t = (at - x0) / w
         y = y0 + t * w * (v0 + t * (v1 - v0) / 2)
         return jnp.where(inside, jnp.minimum(y, 1), x), jnp.where(inside, jnp.log(v0 + t * (v1 - v0)), 0.0)
@@ -200,10 +197,7 @@ class PiecewiseQuadratic(Scalar):
     def inverse(self, params, y):
         inside = (y >= 0) & (y <= 1)
         at = jnp.where(inside, y, 0.5)
-        sizes, ends = self._table(params)
-        before, here = _locate(sizes[1], at)
-        (x0, y0), (w, _) = _split(sizes, before, here)
-        v0, v1 = _total(here, ends)
+        (x0, y0), (w, _), (v0, v1) = _pick(self._table(params), 1, at)
         # The density at the root, and from it the root that stays accurate as the density gets flat.
         rise = (at - y0) / w
         density = jnp.sqrt(v0**2 + 2 * (v1 - v0) * rise)
@@ -248,12 +242,22 @@ def _split(sizes, before, here):
     return _total(before, sizes), _total(here, sizes)
 
 
+def _pick(table, axis: int, value):
+    """The bin that holds a value of x (axis 0) or y (axis 1): beginnings, sizes and ends, two numbers each.
+
+    A table is widths and heights of bins, and something at both of their ends, ``(2, K, ...)`` each.
+    """
+    sizes, ends = table
+    before, here = _locate(sizes[axis], value)
+    return *_split(sizes, before, here), _total(here, ends)
+
+
 def _wrap(angle):
     """The same angle in ``[-pi, pi)``."""
     return jnp.mod(angle + math.pi, 2 * math.pi) - math.pi
 
 
-# Rational-quadratic tables: widths and heights, slopes at both ends of the bins ------------------------
+# Rational-quadratic bins ----------------------------------------------------------------------------
 
 
 def _slopes(raw, least: float):
@@ -262,7 +266,7 @@ def _slopes(raw, least: float):
 
 
 def _rational_table(raw, size: float, min_bin: float, slopes):
-    """``(2, K, ...)`` each; the bins fill an interval of this size, that begins at 0, on both axes."""
+    """Of bins, with the slopes at their ends, that fill an interval of this size, from 0 on, on both axes."""
     slopes = jnp.concatenate(slopes)
     raw = raw.reshape(2, -1, *raw.shape[1:])
     return size * _shares(raw, min_bin, axis=1), jnp.stack([slopes[:-1], slopes[1:]])
@@ -276,10 +280,7 @@ def _rational_log_slope(t, slope, d0, d1):
 
 
 def _rational_forward(table, x):
-    sizes, slopes = table
-    before, here = _locate(sizes[0], x)
-    (x0, y0), (w, h) = _split(sizes, before, here)
-    d0, d1 = _total(here, slopes)
+    (x0, y0), (w, h), (d0, d1) = _pick(table, 0, x)
     slope, t = h / w, (x - x0) / w
     below = slope + (d0 + d1 - 2 * slope) * t * (1 - t)
     y = y0 + h * (slope * t**2 + d0 * t * (1 - t)) / below
@@ -287,10 +288,7 @@ def _rational_forward(table, x):
 
 
 def _rational_inverse(table, y):
-    sizes, slopes = table
-    before, here = _locate(sizes[1], y)
-    (x0, y0), (w, h) = _split(sizes, before, here)
-    d0, d1 = _total(here, slopes)
+    (x0, y0), (w, h), (d0, d1) = _pick(table, 1, y)
     slope, rise = h / w, y - y0
     curve = rise * (d0 + d1 - 2 * slope)
     a = h * (slope - d0) + curve
