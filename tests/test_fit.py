@@ -182,6 +182,23 @@ def test_a_full_batch_step_is_the_gradient_of_the_weighted_mean():
     assert epoch == 1
 
 
+def test_similar_fits_share_compiled_code():
+    """Other numbers of rows, up to the same room, and other learning rates trace nothing again."""
+    traced = []
+
+    def loss(params, fixed, key, x):
+        traced.append(x.shape)
+        return (params["mean"] - x) ** 2
+
+    counts = []
+    for n, rate in [(100, 1e-2), (300, 1e-2), (1000, 3e-2), (1100, 3e-2)]:
+        held_out, params = np.arange(n) % 10 == 0, {"mean": jnp.array(0.0)}
+        options = dict(weights=np.ones(n), held_out=held_out, batch_size=50, max_epochs=2, progress=False)
+        train(jax.random.key(0), loss, params, [np.ones(n)], learning_rate=rate, **options)
+        counts.append(len(traced))
+    assert counts[0] == counts[1] == counts[2] < counts[3]
+
+
 # When it stops -----------------------------------------------------------------------------------
 
 
