@@ -23,8 +23,8 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -148,8 +148,27 @@ class MaskedMLP:
         :raises ValueError: for an empty ``hidden``, widths below 1 or an unknown activation.
         """
         hidden = check_hidden(hidden, activation)
+        shapes: list[tuple[int, ...]] = [(hidden[0], inputs, features), *zip(hidden[1:], hidden[:-1])]
+        shapes += [(outputs, features, hidden[-1])]
+        *keys, context_key, bias_key = jax.random.split(key, len(shapes) + 2)
         initial = jnp.asarray(initial, float)
-        return _init(key, initial, features, outputs, hidden, context, activation, inputs, direct)
+        initial = initial[:, None] if initial.ndim == 1 else initial
+        net = cls(
+            weights=tuple(_normal(k, shape) for k, shape in zip(keys, shapes)),
+            biases=(*initial_biases(bias_key, hidden), jnp.broadcast_to(initial, (outputs, features))),
+            context_weight=_normal(context_key, (hidden[0], context)) if context else None,
+            activation=activation,
+        )
+        fan_in = [np.maximum(mask.sum(-1, keepdims=True), 1) for mask in net.masks[:-1]]
+        fan_in[0] = inputs * fan_in[0] + context
+        scales = [1 / np.sqrt(n) for n in fan_in]
+        scales[-1] = 0.1 * scales[-1]
+        weights = tuple(w * jnp.asarray(s, w.dtype) for w, s in zip(net.weights, scales))
+        context_weight = net.context_weight
+        if context_weight is not None:
+            context_weight = context_weight * jnp.asarray(scales[0][:, 0], context_weight.dtype)
+        skip = jnp.zeros((outputs, features, inputs, features)) if direct else None
+        return cls(weights, net.biases, context_weight, activation, skip)
 
     @property
     def features(self) -> int:
@@ -234,46 +253,16 @@ def check_hidden(hidden, activation: str) -> tuple[int, ...]:
     return hidden
 
 
-@partial(jax.jit, static_argnums=range(2, 9))  # eagerly, each operation would be compiled alone
-def _init(key, initial, features, outputs, hidden, context, activation, inputs, direct) -> MaskedMLP:
-    shapes: list[tuple[int, ...]] = [(hidden[0], inputs, features), *zip(hidden[1:], hidden[:-1])]
-    shapes += [(outputs, features, hidden[-1]), (hidden[0], context), *((h,) for h in hidden)]
-    ends = np.cumsum([math.prod(shape) for shape in shapes])
-    # One draw for all, which compiles in a fifth of the time of one for each.
-    parts = jnp.split(jax.random.normal(key, (int(ends[-1]),)), ends[:-1])
-    drawn = [part.reshape(shape) for part, shape in zip(parts, shapes)]
-    count = len(hidden) + 1
-    initial = initial[:, None] if initial.ndim == 1 else initial
-    net = MaskedMLP(
-        weights=tuple(drawn[:count]),
-        biases=(
-            *(BIAS_SCALE * b for b in drawn[count + 1 :]),
-            jnp.broadcast_to(initial, (outputs, features)),
-        ),
-        context_weight=drawn[count] if context else None,
-        activation=activation,
-        direct=jnp.zeros((outputs, features, inputs, features)) if direct else None,
-    )
-    fan_in = [np.maximum(mask.sum(-1, keepdims=True), 1) for mask in net.masks[:-1]]
-    fan_in[0] = inputs * fan_in[0] + context
-    scales = [1 / np.sqrt(n) for n in fan_in]
-    scales[-1] = 0.1 * scales[-1]
-    weights = tuple(w * jnp.asarray(s, w.dtype) for w, s in zip(net.weights, scales))
-    context_weight = net.context_weight
-    if context_weight is not None:
-        context_weight = context_weight * jnp.asarray(scales[0][:, 0], context_weight.dtype)
-    return replace(net, weights=weights, context_weight=context_weight)
-
-
-# Random biases of the hidden layers, so that few inputs bend in many places: from zero biases all units bend
-# at the mean, which is worse in most rows of benchmarks/density.py.
-BIAS_SCALE = 0.5
+def _normal(key, shape):
+    """As ``jax.random.normal``, number for number; outside of jit its flat form compiles faster."""
+    return jax.random.normal(key, (int(np.prod(shape)),)).reshape(shape)
 
 
 def initial_biases(key, hidden) -> list[Any]:
-    """Random biases of the hidden layers."""
+    """Random biases of the hidden layers, so that few inputs bend in many places."""
+    # From zero biases all units bend at the mean: worse in most rows of benchmarks/density.py.
     keys = jax.random.split(key, len(hidden))
-    return [BIAS_SCALE * jax.random.normal(k, (width,)) for k, width in zip(keys, hidden)]
+    return [0.5 * jax.random.normal(k, (width,)) for k, width in zip(keys, hidden)]
 
 
 # The sweep ------------------------------------------------------------------------------------
