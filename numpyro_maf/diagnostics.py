@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from numpyro_maf._arviz import import_arviz
+
 __all__ = [
     "PSIS", "SBC", "Coverage", "c2st", "classification_scores", "coverage", "expected_calibration_error",
     "psis", "sbc", "tarp",
@@ -59,9 +61,7 @@ def _psislw(log_weights):
     try:
         from arviz_stats.base import array_stats  # ArviZ 1
     except ImportError:
-        from arviz import psislw
-
-        return psislw(log_weights)
+        return import_arviz().psislw(log_weights)
     return array_stats.psislw(-log_weights)
 
 

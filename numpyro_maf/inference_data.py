@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from numpyro_maf._arviz import import_arviz
 from numpyro_maf.sites import run_once
 
 __all__ = ["to_arviz"]
@@ -36,8 +37,7 @@ def to_arviz(
     :param coords: by dimension; ``dims``: names of event dimensions by site; both beside the plates'.
     :raises ValueError: for sites with unequal numbers of draws.
     """
-    import arviz
-
+    arviz = import_arviz()
     trace = run_once(model, model_args, model_kwargs)
     observed = {
         name: np.asarray(site["value"])

@@ -1,6 +1,7 @@
 """Flows inside NumPyro: inference with known answers, handlers, plates, imports."""
 
 import ast
+import os
 import pathlib
 import subprocess
 import sys
@@ -355,8 +356,19 @@ def test_importing_is_silent_and_computes_nothing():
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+def test_arviz_makes_no_announcement(tmp_path):
+    """ArviZ 0.23 warns once a day, and remembers in the user's cache that it did."""
+    code = "import numpy; from numpyro_maf.diagnostics import psis; psis(numpy.arange(30.0))"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        capture_output=True, text=True, check=False, env=os.environ | {"XDG_CACHE_HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 PACKAGE = pathlib.Path(nm.__file__).parent
 LAYERS = [
+    {"_arviz"},
     {"bijectors", "diagnostics", "datasets", "parametric", "elbo", "embeddings"},
     {"conditionals", "scalars", "distributions"},
     {"nets", "splines", "images", "sites"},

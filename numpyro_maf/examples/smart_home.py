@@ -31,7 +31,6 @@ import argparse
 import json
 import sys
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -51,6 +50,7 @@ from numpyro.infer import SVI, Trace_ELBO, init_to_value
 from numpyro.infer.autoguide import AutoDelta
 
 import numpyro_maf as nm
+from numpyro_maf._arviz import import_arviz
 from numpyro_maf.datasets import SensorData, load_occupancy, simulate_flat
 from numpyro_maf.diagnostics import classification_scores
 
@@ -456,10 +456,7 @@ def choose_evening(data: SensorData, marginals) -> np.datetime64:
 
 def save_posterior(path: Path, key, data: SensorData, hmm: nm.HMM, draws: int = 200) -> None:
     """Paths from the posterior with the sensors' readings, as ArviZ netCDF."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # ArviZ 0.23 announces 1.0 on import
-        import arviz
-
+    arviz = import_arviz()
     paths = np.asarray(hmm.sample(key, (draws,)), np.int8)[None]
     groups: dict[str, Any] = {
         "posterior": {"activity": paths},
