@@ -4,6 +4,7 @@
     python benchmarks/sbibm.py DATA/sbibm --methods npe nle nre snle snre truncated c
     python benchmarks/sbibm.py DATA/sbibm --methods npe sbi            # sbi's NPE in the same run
     python benchmarks/sbibm.py DATA/sbibm --budgets 100000
+    python benchmarks/sbibm.py DATA/sbibm --tasks sir --methods npe sbi   # a task without published table
     python benchmarks/sbibm.py DATA/sbibm --speed --tasks two_moons slcp   # time and C2ST beside the peers
 
 Lueckmann et al. (2021): for each of ten observations 10,000 draws are compared with 10,000 reference draws by
@@ -31,6 +32,7 @@ from sbi_tasks import load, vector
 import numpyro_maf as nm
 
 TASKS = ["two_moons", "slcp", "gaussian_linear", "bernoulli_glm", "lotka_volterra"]
+MORE = ["gaussian_linear_uniform", "gaussian_mixture", "slcp_distractors", "bernoulli_glm_raw", "sir"]
 SEQUENTIAL = {"truncated": "SNPE", "c": "SNPE", "a": "SNPE", "snle": "SNLE", "snre": "SNRE"}
 QUIET = dict(progress=False)
 
@@ -54,7 +56,7 @@ def posteriors(method, key, model, task, budget, observations, rounds):
     elif method == "npe5":
         learned = nm.npe(fit_key, model, sims, ensemble=5, **QUIET)
     elif method == "sbi":
-        draw = by_sbi(model, sims, vector(sims, task), np.asarray(sims["x"]))
+        draw = by_sbi(model, sims, vector(sims, task), np.asarray(sims["x"], np.float32))
     else:
         learned = getattr(nm, method)(fit_key, model, sims, **QUIET)
     seconds = time.perf_counter() - start
@@ -86,20 +88,20 @@ def table(arguments):
         for line in arguments.save.read_text().splitlines():
             row = json.loads(line)
             done[row["task"], row["budget"], row["method"]] = row
-    print(f"{'task':16}{'budget':>8} {'method':10}{'C2ST':>7}{'worst':>7}{'published':>11}", end="")
+    print(f"{'task':24}{'budget':>8} {'method':10}{'C2ST':>7}{'worst':>7}{'published':>11}", end="")
     print(f"{'best seq.':>11}{'s':>7}")
     for budget in arguments.budgets:
         for task in arguments.tasks:
-            model, file = load(task, arguments.folder)
+            model, seen, reference = load(task, arguments.folder)
+            seen = seen[: arguments.observations]
             for method in arguments.methods:
                 key = task, budget, method
                 if key not in done:
                     scores, spent = [], []
-                    seen = file["observations"][: arguments.observations]
                     seed = jax.random.key(arguments.seed)
                     made = posteriors(method, seed, model, task, budget, seen, arguments.rounds)
                     for i, (draw, seconds) in enumerate(made):
-                        scores.append(c2st(file["reference_posterior"][i], draw(jax.random.key(i))))
+                        scores.append(c2st(reference[i], draw(jax.random.key(i))))
                         spent.append(seconds)
                     done[key] = dict(
                         task=task, budget=budget, method=method, c2st=scores, seconds=float(np.mean(spent))
@@ -109,10 +111,10 @@ def table(arguments):
                             out.write(json.dumps(done[key]) + "\n")
                 row = done[key]
                 name = SEQUENTIAL.get(method, "NPE" if method in ("npe5", "sbi") else method.upper())
-                best = min(known[task, a, budget] for a in ("SNPE", "SNLE", "SNRE"))
+                best = min(known.get((task, a, budget), np.nan) for a in ("SNPE", "SNLE", "SNRE"))
                 print(
-                    f"{task:16}{budget:8} {method:10}{np.mean(row['c2st']):7.3f}{max(row['c2st']):7.3f}"
-                    f"{known[task, name, budget]:11.3f}{best:11.3f}{row['seconds']:7.1f}"
+                    f"{task:24}{budget:8} {method:10}{np.mean(row['c2st']):7.3f}{max(row['c2st']):7.3f}"
+                    f"{known.get((task, name, budget), np.nan):11.3f}{best:11.3f}{row['seconds']:7.1f}"
                     f"   ({len(row['c2st'])} observations)",
                     flush=True,
                 )
@@ -122,10 +124,10 @@ def speed(arguments):
     """Seconds from simulations to 10,000 draws, compilation included, and C2ST, beside the peers."""
     for budget in arguments.budgets:
         for task in arguments.tasks:
-            model, file = load(task, arguments.folder)
+            model, seen, reference = load(task, arguments.folder)
+            seen = seen[: arguments.observations]
             sims = nm.simulate(jax.random.key(arguments.seed), model, budget, **QUIET)
             theta, x = np.asarray(sims["theta"]), np.asarray(sims["x"])
-            seen = file["observations"][: arguments.observations]
             for name, learn in [("ours", ours), ("flowjax", by_flowjax), ("sbi", by_sbi)]:
                 if name != "ours" and importlib.util.find_spec(name) is None:
                     continue
@@ -134,7 +136,7 @@ def speed(arguments):
                 first = draw(seen[0])
                 seconds = time.perf_counter() - start
                 draws = [first, *(draw(o) for o in seen[1:])]
-                scores = [c2st(r, d) for r, d in zip(file["reference_posterior"], draws)]
+                scores = [c2st(r, d) for r, d in zip(reference, draws)]
                 print(
                     f"{task:12}{budget:8} {name:8}{seconds:8.1f} s   C2ST {np.mean(scores):.3f}", flush=True
                 )
@@ -200,8 +202,11 @@ def torch_prior(model):
 
     trace = numpyro.handlers.trace(numpyro.handlers.seed(model, jax.random.key(0))).get_trace()
     priors = [site["fn"] for name, site in trace.items() if name != "x"]
-    if len(priors) > 1:
-        locs, scales = (tensor([getattr(p, a) for p in priors]) for a in ("loc", "scale"))
+    inner = [p.base_dist if isinstance(p, dist.Independent) else p for p in priors]
+    if isinstance(inner[0], dist.LogNormal):
+        locs, scales = (
+            tensor(np.hstack([np.asarray(getattr(p, a)) for p in inner])) for a in ("loc", "scale")
+        )
         return torch.distributions.Independent(torch.distributions.LogNormal(locs, scales), 1)
     (prior,) = priors
     if isinstance(prior, dist.MultivariateNormal):
@@ -218,7 +223,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, help="with the benchmark's files")
-    parser.add_argument("--tasks", nargs="+", default=TASKS, choices=TASKS)
+    parser.add_argument("--tasks", nargs="+", default=TASKS, choices=TASKS + MORE)
     parser.add_argument("--budgets", nargs="+", type=int, default=[1000, 10_000])
     choices = ["npe", "npe5", "nle", "nre", *SEQUENTIAL, "sbi"]
     parser.add_argument("--methods", nargs="+", default=["npe"], choices=choices)

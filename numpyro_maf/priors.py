@@ -17,7 +17,7 @@ from jax.tree_util import register_dataclass
 
 from numpyro_maf.builders import nsf
 from numpyro_maf.fit import fit
-from numpyro_maf.flow import Flow
+from numpyro_maf.flow import Flow, from_spec
 from numpyro_maf.module import flow_module
 from numpyro_maf.sites import Sites
 
@@ -37,6 +37,19 @@ class Joint:
 
     flow: Flow
     sites: Sites
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """Itself but for its weights as JSON-able values; :meth:`from_spec` is the way back.
+
+        :raises TypeError: for supports and a base distribution that are none of NumPyro's own.
+        """
+        return {"flow": self.flow.spec, "sites": self.sites.spec}
+
+    @classmethod
+    def from_spec(cls, spec: dict[str, Any]) -> Joint:
+        """A joint distribution of the structure that :attr:`spec` describes, with fresh weights."""
+        return cls(from_spec(spec["flow"]), Sites.from_spec(spec["sites"]))
 
     def sample(self, key, sample_shape=()) -> dict[str, Any]:
         """Values by site, ``sample_shape + site.shape``, each on its support."""

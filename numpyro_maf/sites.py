@@ -251,8 +251,15 @@ def support_to_spec(support) -> dict[str, Any]:
             return {"name": name}
         if known is kind:
             values, (names, _) = support.tree_flatten()
-            return {"name": name, "arguments": {k: np.asarray(v).tolist() for k, v in zip(names, values)}}
+            return {"name": name, "arguments": {k: _number_to_spec(v) for k, v in zip(names, values)}}
     raise TypeError(f"a support of type {kind.__name__} cannot be described")
+
+
+def _number_to_spec(value):
+    """Python's numbers, subtracted in full precision, stay apart from arrays without axes."""
+    if isinstance(value, (int, float)):
+        return value
+    return {"array": np.asarray(value).tolist()}
 
 
 def support_from_spec(spec):
@@ -263,5 +270,6 @@ def support_from_spec(spec):
         raise ValueError(f"unknown support {spec['name']!r}")
     known = getattr(constraints, spec["name"])
     if "arguments" in spec:
-        return known(**{name: jnp.asarray(value) for name, value in spec["arguments"].items()})
+        given = spec["arguments"].items()
+        return known(**{k: jnp.asarray(v["array"]) if isinstance(v, dict) else v for k, v in given})
     return known

@@ -329,6 +329,10 @@ def other_builder(header, arrays):
     header["spec"]["builder"] = "os.system"
 
 
+def other_kind(header, arrays):
+    header["kind"] = "pickle"
+
+
 def other_base(header, arrays):
     header["spec"]["base"] = {"distribution": "os", "arguments": {}}
 
@@ -341,6 +345,7 @@ def other_base(header, arrays):
         (more, "does not fit its own structure: stowaway"),
         (widen, r"event_scale.loc has shape \(3,\), expected \(2,\)"),
         (other_builder, "unknown builder 'os.system', expected one of"),
+        (other_kind, "holds an unknown kind 'pickle', expected one of"),
         (other_base, "unknown distribution 'os'"),
     ],
 )

@@ -380,7 +380,8 @@ LAYERS = [
     {"builders", "dequantize", "latent", "module", "hmm"},
     {"fit"},
     {"completion", "distill", "guides", "priors"},
-    {"io", "sbi"},
+    {"sbi"},
+    {"io"},
 ]
 SBI_LAYERS = [
     {"simulator", "view"},

@@ -291,6 +291,63 @@ def test_npe_names_what_is_wrong():
         posterior()({"x": X * np.nan})
 
 
+def pair(x=None, y=None):
+    theta = numpyro.sample("theta", dist.Uniform(-0.7, 2.3).expand([2]).to_event(1))
+    kind = numpyro.sample("kind", dist.Bernoulli(0.5))
+    numpyro.sample("x", dist.LogNormal(theta.sum() + kind, 1).expand([3]).to_event(1), obs=x)
+    numpyro.sample("y", dist.Normal(theta[0], 1), obs=y)
+
+
+def barely(ensemble=1, embedding=None, missing=False):
+    """Of mixed sites and two observed ones, hardly trained."""
+    sims = nm.simulate(jax.random.key(0), pair, 100, progress=False)
+    options = QUICK | dict(builder=partial(nm.made, hidden=(8,)), max_epochs=1, embedding=embedding)
+    return nm.npe(jax.random.key(1), pair, sims, ("x", "y"), ensemble=ensemble, missing=missing, **options)
+
+
+LEARNED = {
+    "flow": posterior,
+    "made": barely,
+    "ensemble of sets": lambda: barely(2, {"x": nm.embeddings.DeepSet(4, (8,)), "y": (4, 2)}, True),
+    "attention": lambda: barely(1, {"x": nm.embeddings.Attention(2, 4, 1, 1)}),
+}
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_files_give_equal_posteriors(name, tmp_path):
+    before = LEARNED[name]()
+    nm.save(tmp_path / "posterior", before)
+    after = nm.load(tmp_path / "posterior")
+    assert after.spec == before.spec
+    seen = {"x": X} if name == "flow" else {"x": np.array([1.0, 2.0, 0.5]), "y": 1.0}
+    posts = [made(seen) for made in (before, after)]
+    draws = [post.sample(jax.random.key(0), (5,)) for post in posts]
+    jax.tree.map(np.testing.assert_array_equal, *draws)
+    np.testing.assert_array_equal(*(post.log_prob(draws[0]) for post in posts))
+    assert posts[0].surprise == posts[1].surprise
+
+
+def test_models_are_given_back_to_posteriors_from_files(tmp_path):
+    nm.save(tmp_path / "posterior", posterior())
+    loaded = nm.load(tmp_path / "posterior")
+    with pytest.raises(ValueError, match=r"use posterior.with_model\(model\)"):
+        loaded({"x": X}).predictive(jax.random.key(0), 3)
+    with pytest.raises(ValueError, match="of other sites than this model's"):
+        loaded.with_model(lambda: numpyro.sample("theta", dist.Uniform(0, 1)))
+    found = [
+        made({"x": X}).predictive(jax.random.key(0), 3)["x"]
+        for made in (posterior(), loaded.with_model(gaussian))
+    ]
+    np.testing.assert_array_equal(*found)
+
+
+def test_networks_of_other_libraries_stay_out_of_files(tmp_path):
+    linen = pytest.importorskip("flax.linen")
+    found = barely(1, {"x": linen.Dense(2)})
+    with pytest.raises(TypeError, match="a network of type Dense cannot be described in a file"):
+        nm.save(tmp_path / "posterior", found)
+
+
 @pytest.mark.slow
 def test_maps_marginals_and_conditionals_by_name():
     post = posterior()({"x": X})
@@ -417,6 +474,14 @@ def test_ratios_are_those_of_likelihood_and_evidence():
     found = np.asarray(ratio()(theta, x))
     assert np.corrcoef(found, exact)[0, 1] > 0.9
     np.testing.assert_allclose(found.mean(), exact.mean(), atol=0.15)
+
+
+def test_files_give_equal_ratios(tmp_path):
+    nm.save(tmp_path / "ratio", ratio())
+    loaded = nm.load(tmp_path / "ratio")
+    theta = jnp.array([[0.1, 0.2], [1.0, -1.0]])
+    np.testing.assert_array_equal(loaded(theta, X), ratio()(theta, X))
+    assert loaded.spec == ratio().spec
 
 
 def test_learned_refuses_what_does_not_fit():

@@ -176,6 +176,27 @@ class Ratio:
         """P."""
         return self.theta_scale.loc.shape[-1]
 
+    @property
+    def spec(self) -> dict[str, Any]:
+        """Itself but for its numbers as JSON-able values; :meth:`from_spec` is the way back.
+
+        :raises TypeError: for networks of other libraries.
+        """
+        widths = [weight.shape[0] for weight in self.net.weights]
+        return {
+            "context": self.context, "widths": widths, "view": self.view.spec, "summary": self.summary.spec
+        }  # fmt: skip
+
+    @classmethod
+    def from_spec(cls, spec: dict[str, Any]) -> Ratio:
+        """A ratio of the structure that :attr:`spec` describes, with fresh weights."""
+        view = View.from_spec(spec["view"])
+        summary, weights_of = Summary.from_spec(spec["summary"], view)
+        key, one = jax.random.key(0), jnp.ones(spec["context"])
+        inputs, *hidden = spec["widths"]
+        net = MLP.init(key, inputs, (1, 1), hidden=tuple(hidden))
+        return cls(net, weights_of(key), view, Standardize(one, one), summary)
+
     def __call__(self, theta, x):
         """``log p(x | theta) / p(x)`` of ``(..., P)`` and ``(..., *event_shape)``, or values by site."""
         theta = jnp.asarray(theta)

@@ -29,7 +29,7 @@ from numpyro_maf.bijectors import static
 from numpyro_maf.builders import made, nsf
 from numpyro_maf.completion import complete
 from numpyro_maf.fit import choose, held_out_rows, scaling, train
-from numpyro_maf.flow import Flow
+from numpyro_maf.flow import Flow, from_spec
 from numpyro_maf.sbi.densities import log_prior
 from numpyro_maf.sbi.posterior import Posterior, Setting
 from numpyro_maf.sbi.view import Summary, View, axes_of, embedding_of, training, usable_rows
@@ -78,6 +78,50 @@ class NeuralPosterior:
     def members(self) -> int:
         """Of the ensemble."""
         return jax.tree.leaves(self.flows)[0].shape[0]
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """Itself but for its numbers and the model as JSON-able values; :meth:`from_spec` is the way back.
+
+        :raises TypeError: for networks of other libraries, and supports that are none of NumPyro's own.
+        """
+        return {
+            "flow": jax.tree.map(lambda a: a[0], self.flows).spec,
+            "members": self.members,
+            "sites": self.sites.spec,
+            "view": self.view.spec,
+            "summary": self.summary.spec,
+            "typical": [list(a.shape) for a in self.typical],
+            "losses": [np.asarray(a).tolist() for a in (self.losses.train, self.losses.validation)],
+            "excluded": self.excluded,
+        }
+
+    @classmethod
+    def from_spec(cls, spec: dict[str, Any]) -> NeuralPosterior:
+        """A posterior without model of the structure that :attr:`spec` describes, with fresh weights."""
+
+        def members(tree):
+            return jax.tree.map(lambda a: jnp.stack([a] * spec["members"]), tree)
+
+        view = View.from_spec(spec["view"])
+        summary, weights_of = Summary.from_spec(spec["summary"], view)
+        flows, weights = members(from_spec(spec["flow"])), members(weights_of(jax.random.key(0)))
+        losses = _Losses(*map(np.array, spec["losses"]))
+        typical = tuple(map(jnp.zeros, spec["typical"]))
+        sites = Sites.from_spec(spec["sites"])
+        return cls(
+            flows, weights, view, typical, sites, summary, Setting(_no_model), losses, spec["excluded"]
+        )
+
+    def with_model(self, model: Callable, model_args=(), model_kwargs=None) -> NeuralPosterior:
+        """The same posterior with its model, which files do not hold: for predictions, importance and NUTS.
+
+        :raises ValueError: for a model with other latent sites.
+        """
+        found = Sites.of(model, set(self.sites.names), model_args, model_kwargs, discrete=True)
+        if found.spec != self.sites.spec:
+            raise ValueError(f"the posterior is of other sites than this model's: {self.sites.spec}")
+        return replace(self, setting=Setting(model, tuple(model_args), dict(model_kwargs or {})))
 
     def __call__(self, observation: dict[str, Any], *, warn: bool = True) -> FlowPosterior:
         """The posterior given values by observed site; leading axes are a batch of observations.
@@ -404,6 +448,10 @@ class _AtomicLoss:
             return logsumexp(logits, 0) - logits[0]
 
         return each_member(member, flows, *params).mean(0)
+
+
+def _no_model(*args, **kwargs):
+    raise ValueError("this posterior came from a file, which holds no model: use posterior.with_model(model)")
 
 
 def _sites(model, args, kwargs, sims, observed, latent):

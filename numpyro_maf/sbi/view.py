@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -19,7 +19,7 @@ from numpyro.distributions import constraints
 from numpyro_maf.bijectors import Standardize, static
 from numpyro_maf.distributions import of_one_number
 from numpyro_maf.embeddings import Embedding
-from numpyro_maf.encoders import as_network
+from numpyro_maf.encoders import as_network, encoder_from_spec, encoder_to_spec
 
 __all__ = ["Summary", "View", "axes_of", "embedding_of", "training", "usable_rows"]
 
@@ -69,6 +69,21 @@ class View:
         ranks = tuple(np.ndim(sims[name]) - 1 for name in supports)
         return cls(tuple(scales), tuple(heavy), tuple(supports), ranks, positive, missing)
 
+    @property
+    def spec(self) -> dict[str, Any]:
+        """Itself but for its numbers as JSON-able values; :meth:`from_spec` is the way back."""
+        shapes = [list(scale.loc.shape) for scale in self.scales]
+        names = ("names", "ranks", "positive", "missing")
+        return {"shapes": shapes, **{name: getattr(self, name) for name in names}}
+
+    @classmethod
+    def from_spec(cls, spec: dict[str, Any]) -> View:
+        """A view as :attr:`spec` describes it, all its numbers 1."""
+        ones = [jnp.ones(shape) for shape in spec["shapes"]]
+        names, ranks, positive = (tuple(spec[name]) for name in ("names", "ranks", "positive"))
+        scales = tuple(Standardize(one, one) for one in ones)
+        return cls(scales, tuple(ones), names, ranks, positive, spec["missing"])
+
     def arrays(self, values) -> tuple[Any, ...]:
         """Values by site, with equal leading axes, as arrays in order; and those axes.
 
@@ -102,9 +117,12 @@ class Summary:
     """One network for each site, their results side by side: the context of a flow.
 
     :param networks: functions ``(weights, x, present) -> (B, C)``.
+    :param embeddings: what they came from; ``shapes``: of the rows they were made for.
     """
 
     networks: tuple[Callable, ...]
+    embeddings: tuple[Any, ...] = field(default=(), compare=False)
+    shapes: tuple[tuple[int, ...], ...] = field(default=(), compare=False)
 
     @classmethod
     def of(cls, view: View, embedding, example) -> tuple[Summary, Callable]:
@@ -124,7 +142,22 @@ class Summary:
             ]
 
         networks = tuple(apply for _, apply in made(jax.random.key(0)))
-        return cls(networks), lambda key: tuple(weights for weights, _ in made(key))
+        shapes = tuple(jnp.shape(a)[1:] for a in example)
+        return cls(networks, tuple(chosen), shapes), lambda key: tuple(weights for weights, _ in made(key))
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """Itself as JSON-able values; :meth:`from_spec` is the way back.
+
+        :raises TypeError: for networks of other libraries.
+        """
+        return {"embeddings": [encoder_to_spec(e) for e in self.embeddings], "shapes": self.shapes}
+
+    @classmethod
+    def from_spec(cls, spec: dict[str, Any], view: View) -> tuple[Summary, Callable]:
+        """What :meth:`of` gives for a view, from :attr:`spec`."""
+        embedding = dict(zip(view.names, map(encoder_from_spec, spec["embeddings"])))
+        return cls.of(view, embedding, tuple(jnp.ones((2, *shape)) for shape in spec["shapes"]))
 
     @property
     def is_trained(self) -> bool:
