@@ -21,7 +21,7 @@ from jax import lax
 from jax.tree_util import register_dataclass
 
 from numpyro_maf.bijectors import static
-from numpyro_maf.nets import ACTIVATIONS, check_hidden, initial_biases
+from numpyro_maf.nets import ACTIVATIONS, check_hidden, initial_biases, normal
 
 __all__ = ["MLP", "ConvNet"]
 
@@ -49,12 +49,12 @@ class MLP:
         hidden = check_hidden(hidden, activation)
         widths = (inputs, *hidden, math.prod(outputs))
         *keys, bias_key = jax.random.split(key, len(widths))
-        weights = [
-            jax.random.normal(k, (a, b)) / math.sqrt(max(a, 1)) for k, a, b in zip(keys, widths, widths[1:])
-        ]
+        weights = [normal(k, (a, b)) / math.sqrt(max(a, 1)) for k, a, b in zip(keys, widths, widths[1:])]
         weights[-1] = 0.1 * weights[-1]
-        initial = jnp.broadcast_to(jnp.asarray(initial, float)[..., None], outputs).ravel()
-        return cls(tuple(weights), (*initial_biases(bias_key, hidden), initial), tuple(outputs), activation)
+        initial = np.asarray(initial, jnp.result_type(float))
+        initial = np.broadcast_to(initial[..., None], outputs).ravel()
+        net = cls(tuple(weights), (*initial_biases(bias_key, hidden), initial), tuple(outputs), activation)
+        return jax.tree.map(jnp.asarray, net)
 
     @property
     def inputs(self) -> int:
@@ -117,7 +117,7 @@ class ConvNet:
         keys = iter(jax.random.split(key, 4 + 4 * blocks))
 
         def dense(*shape, scale=1.0):
-            return scale * jax.random.normal(next(keys), shape) / math.sqrt(max(math.prod(shape[:-1]), 1))
+            return jnp.asarray(scale * normal(next(keys), shape) / math.sqrt(max(math.prod(shape[:-1]), 1)))
 
         def block():
             made = {

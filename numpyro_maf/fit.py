@@ -238,7 +238,7 @@ def train(
         weights, *data = (_with_room(np.asarray(a), _room(len(weights))) for a in (weights, *data))
     key, valid_key = jax.random.split(key)
     chunk = max(batch_size, 1024 if len(valid) > 1024 else 256)
-    state, best, mean = optimizer.init(params), params, params
+    state, best, mean = jax.jit(optimizer.init)(params), params, params
     train_loss, validation_loss, best_epoch, best_loss, taken, turned = [], [], -1, np.inf, 0, -1
     order = generator(key)
     bar = tqdm(range(max_epochs), disable=not progress, desc="fit", unit="epoch")

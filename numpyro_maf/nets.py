@@ -151,24 +151,24 @@ class MaskedMLP:
         shapes: list[tuple[int, ...]] = [(hidden[0], inputs, features), *zip(hidden[1:], hidden[:-1])]
         shapes += [(outputs, features, hidden[-1])]
         *keys, context_key, bias_key = jax.random.split(key, len(shapes) + 2)
-        initial = jnp.asarray(initial, float)
-        initial = initial[:, None] if initial.ndim == 1 else initial
+        initial = np.asarray(initial, jnp.result_type(float))
+        initial = np.broadcast_to(initial[:, None] if initial.ndim == 1 else initial, (outputs, features))
         net = cls(
-            weights=tuple(_normal(k, shape) for k, shape in zip(keys, shapes)),
-            biases=(*initial_biases(bias_key, hidden), jnp.broadcast_to(initial, (outputs, features))),
-            context_weight=_normal(context_key, (hidden[0], context)) if context else None,
+            weights=tuple(normal(k, shape) for k, shape in zip(keys, shapes)),
+            biases=(*initial_biases(bias_key, hidden), initial),
+            context_weight=normal(context_key, (hidden[0], context)) if context else None,
             activation=activation,
         )
         fan_in = [np.maximum(mask.sum(-1, keepdims=True), 1) for mask in net.masks[:-1]]
         fan_in[0] = inputs * fan_in[0] + context
         scales = [1 / np.sqrt(n) for n in fan_in]
         scales[-1] = 0.1 * scales[-1]
-        weights = tuple(w * jnp.asarray(s, w.dtype) for w, s in zip(net.weights, scales))
+        weights = tuple(w * s.astype(w.dtype) for w, s in zip(net.weights, scales))
         context_weight = net.context_weight
         if context_weight is not None:
-            context_weight = context_weight * jnp.asarray(scales[0][:, 0], context_weight.dtype)
-        skip = jnp.zeros((outputs, features, inputs, features)) if direct else None
-        return cls(weights, net.biases, context_weight, activation, skip)
+            context_weight = context_weight * scales[0][:, 0].astype(context_weight.dtype)
+        skip = np.zeros((outputs, features, inputs, features), initial.dtype) if direct else None
+        return jax.tree.map(jnp.asarray, cls(weights, net.biases, context_weight, activation, skip))
 
     @property
     def features(self) -> int:
@@ -253,16 +253,21 @@ def check_hidden(hidden, activation: str) -> tuple[int, ...]:
     return hidden
 
 
-def _normal(key, shape):
-    """As ``jax.random.normal``, number for number; outside of jit its flat form compiles faster."""
-    return jax.random.normal(key, (int(np.prod(shape)),)).reshape(shape)
+def normal(key, shape):
+    """As ``jax.random.normal``, number for number, but compiled for few sizes; outside of jit in NumPy."""
+    size = math.prod(shape)
+    room = max(2**12, 1 << (size - 1).bit_length())
+    drawn: Any = jax.random.normal(key, (room,))  # each number depends on its place alone
+    if not isinstance(drawn, jax.core.Tracer):
+        drawn = np.asarray(drawn)
+    return drawn[:size].reshape(shape)
 
 
 def initial_biases(key, hidden) -> list[Any]:
     """Random biases of the hidden layers, so that few inputs bend in many places."""
     # From zero biases all units bend at the mean: worse in most rows of benchmarks/density.py.
     keys = jax.random.split(key, len(hidden))
-    return [0.5 * jax.random.normal(k, (width,)) for k, width in zip(keys, hidden)]
+    return [0.5 * normal(k, (width,)) for k, width in zip(keys, hidden)]
 
 
 # The sweep ------------------------------------------------------------------------------------

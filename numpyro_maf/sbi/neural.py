@@ -171,7 +171,7 @@ class FlowPosterior(Posterior):
         return self.contexts.shape[1:-1]
 
     def sample(self, key, sample_shape=()):
-        return self.sites.constrain(_draw(self.neural.flows, self.contexts, key, tuple(sample_shape)))
+        return _draw(self.sites, self.neural.flows, self.contexts, key, tuple(sample_shape))
 
     def log_prob(self, values):
         vector = self.sites.unconstrain(values)
@@ -510,14 +510,14 @@ def _contexts(summary, members, weights, view, arrays):
 
 
 @partial(jax.jit, static_argnames="sample_shape")
-def _draw(flows, contexts, key, sample_shape):
-    """``sample_shape + batch_shape + (D,)`` draws of the mixture."""
+def _draw(sites, flows, contexts, key, sample_shape):
+    """Draws of the mixture by site, ``sample_shape + batch_shape + site.shape``."""
     draw_key, member_key = jax.random.split(key)
     draws = _member_draws(flows, contexts, draw_key, sample_shape)
     if len(draws) == 1:
-        return draws[0]
+        return sites.constrain(draws[0])
     chosen = jax.random.randint(member_key, draws.shape[1:-1], 0, len(draws))
-    return jnp.take_along_axis(draws, chosen[None, ..., None], 0)[0]
+    return sites.constrain(jnp.take_along_axis(draws, chosen[None, ..., None], 0)[0])
 
 
 def _member_draws(flows, contexts, key, sample_shape):

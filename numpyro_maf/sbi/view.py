@@ -129,10 +129,10 @@ class Summary:
         """The networks that an embedding asks for, and a function of a key that makes their weights.
 
         :param embedding: for the only site, or by site; None for the numbers themselves.
-        :param example: raw arrays of a few rows.
+        :param example: raw arrays of a few rows, of which only the shapes count.
         """
         chosen = [embedding_of(embedding, name, view.names) for name in view.names]
-        seen = view(example)
+        seen = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), jax.eval_shape(view, example))
 
         def made(key):
             keys = jax.random.split(key, len(seen))
