@@ -71,7 +71,7 @@ class NeuralPosterior:
     sites: Sites
     summary: Summary = static()
     setting: Setting = static()
-    losses: Any = static(default=None)
+    losses: Any = static()
     excluded: int = static(default=0)
 
     @property
