@@ -162,7 +162,8 @@ def coverage(log_prob_draws, log_prob_truth) -> Coverage:
     draws, truth = np.asarray(log_prob_draws), np.asarray(log_prob_truth)
     if draws.ndim != 2 or truth.shape != draws.shape[1:]:
         raise ValueError(f"expected log-densities (L, N) and (N,), got {draws.shape} and {truth.shape}")
-    return _coverage((draws > truth).sum(0), len(draws))
+    equal = np.isclose(draws, truth, rtol=1e-5, atol=1e-6)  # computed apart, equal densities differ a little
+    return _coverage(_ranked((draws > truth) & ~equal, equal), len(draws))
 
 
 def tarp(draws, truth, *, seed: int = 0) -> Coverage:
@@ -178,8 +179,13 @@ def tarp(draws, truth, *, seed: int = 0) -> Coverage:
     scale = np.where(scale > 0, scale, 1)
     draws, truth = (draws - loc) / scale, (truth - loc) / scale
     points = np.random.default_rng(seed).uniform(truth.min(0), truth.max(0), truth.shape)
-    nearer = ((draws - points) ** 2).sum(-1) < ((truth - points) ** 2).sum(-1)
-    return _coverage(nearer.sum(0), len(draws))
+    draws, truth = (((a - points) ** 2).sum(-1) for a in (draws, truth))
+    return _coverage(_ranked(draws < truth, draws == truth), len(draws))
+
+
+def _ranked(before, equal, seed: int = 0):
+    """How many of the draws, on axis 0, come before the truth, ties broken at random."""
+    return before.sum(0) + np.random.default_rng(seed).integers(0, equal.sum(0) + 1)
 
 
 def _coverage(counts, of: int) -> Coverage:

@@ -331,17 +331,22 @@ def generator(key) -> np.random.Generator:
 
 
 def _batches(rows, size, room):
-    """Row numbers in batches ``(steps, size)``, filled up with -1, and how many of these are used."""
-    batches = np.full((-(-room // size), size), -1)
+    """Row numbers in batches ``(steps, size)``, and how many of these are used.
+
+    Filled up with rows that do not count, ``~row``: real ones, for losses that compare rows.
+    """
+    batches = np.empty((-(-room // size), size), int)
     batches.reshape(-1)[: len(rows)] = rows
+    batches.reshape(-1)[len(rows) :] = ~np.resize(rows, batches.size - len(rows))
     return batches, -(-len(rows) // size)
 
 
 def _batch_loss(params, loss, fixed, data, weights, batch):
     """Weighted loss of a batch, a key and row numbers, and its total weight."""
     key, batch = batch
-    weight = jnp.where(batch < 0, 0, weights[batch])
-    losses = loss(params, fixed, key, *(a[batch] for a in data))
+    rows = jnp.where(batch < 0, ~batch, batch)
+    weight = jnp.where(batch < 0, 0, weights[rows])
+    losses = loss(params, fixed, key, *(a[rows] for a in data))
     total = weight.sum()
     # A row that does not count must not spoil the sum either, whatever its loss.
     counted = jnp.where(weight > 0, weight * losses, 0).sum()

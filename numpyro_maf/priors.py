@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import numpyro
 from jax.tree_util import register_dataclass
@@ -56,9 +57,10 @@ class Joint:
         return self.sites.constrain(self.flow().sample(key, sample_shape))
 
     def log_prob(self, values) -> Any:
-        """Log-density of values by site, with equal leading axes, ``(...)``."""
+        """Log-density ``(...)`` of values by site, with equal leading axes; minus infinity off supports."""
         vector = self.sites.unconstrain(values)
-        return self.flow().log_prob(vector) - self.sites.log_det(vector)
+        log_prob = self.flow().log_prob(vector) - self.sites.log_det(vector)
+        return jnp.where(self.sites.contains(values), log_prob, -jnp.inf)
 
 
 def fit_sites(

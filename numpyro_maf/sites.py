@@ -24,7 +24,15 @@ from numpyro.infer.initialization import init_to_uniform
 from numpyro_maf.bijectors import static
 from numpyro_maf.distributions import of_one_number
 
-__all__ = ["Sites", "bijection", "categories", "run_once", "support_from_spec", "support_to_spec"]
+__all__ = [
+    "Sites",
+    "bijection",
+    "categories",
+    "latent_names",
+    "run_once",
+    "support_from_spec",
+    "support_to_spec",
+]
 
 
 @register_dataclass
@@ -147,6 +155,19 @@ class Sites:
             columns.append(transform.inv(value).reshape(*batch, math.prod(inner)))
         return jnp.concatenate(columns, -1)
 
+    def contains(self, values) -> Any:
+        """Values by name, with equal leading axes, to booleans ``(...)``: whether all lie on their supports.
+
+        Constraints among a value's numbers, that they sum to 1, say, hold but for rounding: not looked at.
+        """
+        inside: Any = True
+        for name, support, shape in zip(self.names, self.supports, self.shapes):
+            each, value = of_one_number(support), jnp.asarray(values[name])
+            if each.event_dim == 0:
+                there = each(value)
+                inside &= there.reshape(*there.shape[: there.ndim - len(shape)], -1).all(-1)
+        return inside
+
     def log_det(self, vector) -> Any:
         """``(..., D) -> (...)``: log absolute determinant of :meth:`constrain`'s Jacobian."""
         batch, total = vector.ndim - 1, jnp.zeros(vector.shape[:-1], vector.dtype)
@@ -190,7 +211,7 @@ class _NormalCDF(Transform):
         return constraints.interval(self.low, self.high)
 
     def __call__(self, x):
-        return self.low + (self.high - self.low) * ndtr(x)
+        return jnp.clip(self.low + (self.high - self.low) * ndtr(x), self.low, self.high)  # rounding
 
     def _inverse(self, y):
         share = (y - self.low) / (self.high - self.low)
@@ -237,6 +258,13 @@ def run_once(model, model_args=(), model_kwargs=None, seed: int = 0) -> dict[str
     started = handlers.substitute(seeded, substitute_fn=init_to_uniform)
     with handlers.block():
         return dict(handlers.trace(started).get_trace(*model_args, **(model_kwargs or {})))
+
+
+def latent_names(model, model_args=(), model_kwargs=None, but=()) -> list[str]:
+    """The names of a model's latent sites but some."""
+    trace = run_once(model, model_args, model_kwargs)
+    kinds = {k: s for k, s in trace.items() if s["type"] == "sample" and not s["is_observed"]}
+    return [name for name in kinds if name not in but]
 
 
 def support_to_spec(support) -> dict[str, Any]:

@@ -50,6 +50,20 @@ def test_discrete_ranks_are_uniform_too():
     assert "no miscal" in sbc(np.random.default_rng(3).integers(0, 3, (99, 1000, 1)), truth).verdict
 
 
+def test_discrete_posteriors_pass_all_three():
+    rng = np.random.default_rng(0)
+    share = rng.beta(1, 1, 500)
+    truth, draws = ((rng.random((*n, 500)) < share).astype(float) for n in ((), (99,)))
+    density = np.where(draws, np.log(share), np.log1p(-share))
+    own = np.where(truth, np.log(share), np.log1p(-share)) * (1 + 1e-7)  # computed apart
+    for found in (
+        sbc(draws[..., None], truth[:, None]).pvalues[0],
+        coverage(density, own).pvalue,
+        tarp(draws[..., None], truth[:, None]).pvalue,
+    ):
+        assert found > 0.01
+
+
 def test_shapes_are_checked():
     with pytest.raises(ValueError, match="20 posteriors or more"):
         sbc(draws()[:, :5], TRUTH[:5])

@@ -452,3 +452,16 @@ def test_regressions_of_more_numbers_than_rows_stay_honest():
     layer = nm.Regression.init(2, 100).initialized(x, c)
     rest, _ = layer.bind(rng.normal(size=(500, 100))).inverse_and_log_det(rng.normal(size=(500, 2)))
     np.testing.assert_allclose(rest.std(0), 1, atol=0.5)  # on rows that were not seen
+
+
+def test_losses_that_compare_rows_see_no_copies():
+    """The last batch is filled up with other rows, as contrasts need them."""
+
+    def loss(params, fixed, key, x):
+        return params["a"] ** 2 + (jnp.roll(x, 1) == jnp.roll(x, 2))
+
+    _, trained, validated, _ = train(
+        jax.random.key(0), loss, {"a": jnp.zeros(())}, [np.arange(100.0, dtype=np.float32)],
+        weights=np.ones(100), held_out=np.arange(100) >= 90, batch_size=64, max_epochs=2, progress=False,
+    )  # fmt: skip
+    np.testing.assert_array_equal([*trained, *validated], 0)

@@ -200,6 +200,87 @@ def test_stores_are_mapped_and_resumed(tmp_path, monkeypatch):
         nm.simulate(jax.random.key(1), gaussian, 100, store=tmp_path / "s", progress=False)
 
 
+def test_stores_of_other_models_and_arguments_are_refused(tmp_path):
+    run = partial(nm.simulate, jax.random.key(0), store=tmp_path / "s", progress=False)
+    run(mixed, 10)
+    with pytest.raises(ValueError, match="another model"):
+        run(gaussian, 10)
+    with pytest.raises(ValueError, match="another call"):
+        run(mixed, 10, given={"shift": np.zeros(10)})
+
+
+class Interrupted(ThreadPoolExecutor):
+    """Work until the third task, as if the user then lost patience."""
+
+    def submit(self, fn, *args):
+        self.count = getattr(self, "count", 0) + 1
+        if self.count == 3:
+            raise KeyboardInterrupt
+        future = super().submit(fn, *args)
+        future.result()
+        return future
+
+
+def host_half(key, theta):
+    return theta / 2
+
+
+def host_halves(x=None):
+    theta = numpyro.sample("theta", dist.Normal(0, 1))
+    numpyro.sample("x", Simulator(host_half, theta), obs=x)
+
+
+def test_interrupted_calls_on_the_host_are_resumed(tmp_path):
+    run = partial(nm.simulate, jax.random.PRNGKey(0), host_halves, 128, store=tmp_path / "s", progress=False)
+    with pytest.raises(KeyboardInterrupt):
+        run(executor=Interrupted(1))
+    assert not (tmp_path / "s" / "about.json").exists()
+    sims = run(executor=ThreadPoolExecutor(1))
+    assert not sims.errors
+    np.testing.assert_allclose(sims["x"], sims["theta"] / 2, rtol=1e-6)
+
+
+def padded(x=None):
+    theta = numpyro.sample("theta", dist.Normal(0, 1))
+
+    def some(key, theta):
+        x = theta + jax.random.normal(key, (6,))
+        return jnp.where(jnp.arange(6) < jax.random.randint(key, (), 1, 7), x, jnp.nan)
+
+    numpyro.sample("x", Simulator(some, theta, event_shape=(6,)), obs=x)
+
+
+def test_padding_by_the_simulator_is_no_failure():
+    sims = nm.simulate(jax.random.key(0), padded, 100, missing=("x",), progress=False)
+    assert not sims.errors and np.isnan(sims["x"]).any()
+    options = QUICK | dict(builder=SMALL, max_epochs=2)
+    found = nm.npe(jax.random.key(1), padded, sims, missing=True, **options)
+    assert found.excluded == 0
+    seen = {"x": np.array([0.5, 1.0, *[np.nan] * 4])}
+    count = found(seen).check_predictive(jax.random.key(0), lambda data: jnp.isnan(data["x"]).sum(), 200)
+    np.testing.assert_allclose(
+        count, 1 / 4, atol=0.1
+    )  # all six lengths are as frequent, two as long or shorter
+    sbi.calibrate(jax.random.key(0), found, sims, num_samples=20)
+
+
+def several(a=None, b=None):
+    theta = numpyro.sample("theta", dist.Normal(0, 1))
+    numpyro.sample("a", dist.Normal(theta, 1), obs=a)
+    numpyro.sample("b", dist.Normal(theta, 1), obs=b)
+
+
+def test_rows_count_if_any_of_several_sites_is_there():
+    sims = nm.simulate(jax.random.key(0), several, 60, progress=False)
+    shown = {**sims, "a": np.where(np.arange(60) % 2, np.nan, sims["a"])}
+    shown["b"] = np.where(np.arange(60) % 4, shown["b"], np.nan)
+    options = QUICK | dict(builder=SMALL, max_epochs=1)
+    assert nm.npe(0, several, shown, ("a", "b"), missing=True, **options).excluded == 0
+    shown["a"][0] = np.nan  # now row 0 has nothing
+    with pytest.warns(UserWarning, match="leaves out 1 of 60"):
+        nm.npe(0, several, shown, ("a", "b"), missing=True, **options)
+
+
 # Neural posteriors --------------------------------------------------------------------------------
 
 
@@ -267,6 +348,8 @@ def test_discrete_and_mixed_parameters():
         for k in range(3)
     )
     np.testing.assert_allclose(total, 1, atol=0.01)
+    marginal = post.marginal(jax.random.key(1), "kind", num_samples=2000, max_epochs=20)
+    np.testing.assert_allclose(np.exp(marginal.log_prob({"kind": np.arange(3)})), shares, atol=0.05)
 
 
 @pytest.mark.slow
@@ -280,7 +363,43 @@ def test_ensembles_are_mixtures_and_tell_how_far_members_disagree():
         posterior()({"x": X}).disagreement(jax.random.key(0))
 
 
+def test_densities_end_at_the_supports():
+    post = posterior()({"x": X})
+    assert np.isneginf(post.log_prob({"theta": np.array([np.nan, 0.0])}))
+    sims = nm.simulate(jax.random.key(0), bounded, 100, progress=False)
+    found = nm.npe(0, bounded, sims, builder=SMALL, **(QUICK | {"max_epochs": 1}))({"x": 2.0})
+    draws = found.sample(jax.random.key(0), (3,))
+    assert np.isfinite(found.log_prob(draws)).all()
+    outside = draws | {"share": np.array([1.9, 3.0, 5.1])}
+    np.testing.assert_array_equal(np.isneginf(found.log_prob(outside)), [True, False, True])
+
+
+def test_observations_of_other_shapes_and_signs_are_refused():
+    with pytest.raises(ValueError, match=r"'x' must have a shape that ends in \(2,\), got \(1, 1\)"):
+        posterior()({"x": np.zeros((1, 1))})
+    with pytest.raises(ValueError, match="'x' must have a shape that ends in"):
+        ratio()(np.zeros(2), np.zeros(1))
+    made = barely()
+    with pytest.raises(ValueError, match="'x' must be positive, got -1.0"):
+        made({"x": np.array([1.0, 2.0, -1.0]), "y": 0.0})
+    zeros = made({"x": np.array([1.0, 2.0, 0.0]), "y": 0.0}, warn=False)
+    assert np.isfinite(zeros.sample(jax.random.key(0), (10,))["theta"]).all()
+
+
+def test_what_is_integrated_out_is_not_scored():
+    sims = nm.simulate(jax.random.key(0), mixed, 100, progress=False)
+    options = QUICK | dict(builder=SMALL, max_epochs=1, latent=["shift"])
+    post = nm.npe(0, mixed, sims, **options)({"x": 1.0})
+    for use in (post.importance, post.nuts):
+        with pytest.raises(ValueError, match=r"the posterior is not of \['kind'\]"):
+            use(jax.random.key(0))
+    with pytest.raises(ValueError, match="leave out latent="):
+        nm.snpe(0, mixed, {"x": 1.0}, simulations=100, **options)
+
+
 def test_npe_names_what_is_wrong():
+    with pytest.raises(ValueError, match=r"weights must be \(4000,\), one for each simulation, got \(7,\)"):
+        nm.npe(jax.random.key(0), gaussian, simulations(), weights=np.ones(7))
     with pytest.raises(ValueError, match="observed site 'y'"):
         nm.npe(jax.random.key(0), gaussian, simulations(), observed=("y",))
     with pytest.raises(ValueError, match="lack the latent sites"):
@@ -393,8 +512,12 @@ def test_predictions_checks_and_arviz():
     post = posterior()({"x": X})
     runs = post.predictive(jax.random.key(0), 1000)
     np.testing.assert_allclose(runs["x"].mean(0), X / (1 + NOISE**2), atol=0.08)
-    fits = post.check_predictive(jax.random.key(0), lambda v: v["x"], 1000)
-    assert ((fits > 0.02) & (fits < 0.98)).all()
+    seen = np.array([X, [0.0, 1.5]])
+    exact = norm(seen / (1 + NOISE**2), math.sqrt(VARIANCE + NOISE**2)).sf(seen)
+    for observation, expected in ((X, exact[0]), (seen, exact)):
+        bound = posterior()({"x": observation})
+        found = bound.check_predictive(jax.random.key(0), lambda v: {"each": v["x"]}, 2000)["each"]
+        np.testing.assert_allclose(found, expected, atol=0.06)
     data = post.to_arviz(jax.random.key(0), 50)
     groups = {"posterior", "prior", "posterior_predictive", "observed_data"}
     assert groups <= {name.strip("/") for name in (data.groups() if callable(data.groups) else data.groups)}
@@ -476,6 +599,35 @@ def test_ratios_are_those_of_likelihood_and_evidence():
     np.testing.assert_allclose(found.mean(), exact.mean(), atol=0.15)
 
 
+def test_likelihoods_among_several_data_sites():
+    sims = nm.simulate(jax.random.key(0), several, 2000, progress=False)
+    options = QUICK | dict(builder=SMALL, regression=True)
+    found = {name: nm.nle(0, several, sims, name, latent=["theta"], **options) for name in ("a", "b")}
+    post = nm.smc(0, several, {"a": 1.0, "b": 2.0}, found, num_particles=2000, progress=False)
+    draws = post.sample(jax.random.key(0), (2000,))["theta"]
+    np.testing.assert_allclose([draws.mean(), draws.std()], [1.0, math.sqrt(1 / 3)], atol=0.1)
+    both = nm.nre(0, several, sims, ("a", "b"), **(QUICK | {"max_epochs": 1}))
+    with pytest.raises(ValueError, match=r"a ratio of several sites, \['a', 'b'\], stands at none"):
+        nm.learned(several, {"a": both})
+    with pytest.raises(ValueError, match="lie on the edge of its support"):
+        nm.nle(0, pair, nm.simulate(0, pair, 50, progress=False) | {"x": np.zeros((50, 3))}, "x")
+
+
+def test_ratios_of_simulators_whose_batch_is_an_event():
+    def model(x=None):
+        theta = numpyro.sample("theta", dist.Normal(0, 1).expand([4]).to_event(1))
+        each = Simulator(lambda key, t: t + jax.random.normal(key), theta)
+        numpyro.sample("x", each.to_event(1), obs=x)
+
+    sims = nm.simulate(jax.random.key(0), model, 100, progress=False)
+    options = QUICK | dict(max_epochs=1, hidden=(8,))
+    assert nm.nre(0, model, sims, **options)(np.zeros((5, 1)), np.zeros(5)).shape == (5,)
+    with pytest.raises(ValueError, match=r"weights must be \(400,\)"):
+        nm.nre(0, model, sims, weights=np.ones(3), **options)
+    with pytest.raises(ValueError, match="10 contrasts need a batch_size of 20 or more"):
+        nm.nre(0, model, sims, **(options | {"batch_size": 8}))
+
+
 def test_files_give_equal_ratios(tmp_path):
     nm.save(tmp_path / "ratio", ratio())
     loaded = nm.load(tmp_path / "ratio")
@@ -540,7 +692,34 @@ def test_rounds_find_the_known_posterior(method):
         assert (first.posterior.log_prob(fresh) >= second.threshold - 1e-3).all()
 
 
+def squared(x=None):
+    t = numpyro.sample("t", dist.Normal(0, 1))
+    numpyro.sample("x", dist.Normal(t**2, 0.1), obs=x)
+
+
+def test_effective_draws_are_weighed_by_what_they_were_drawn_from():
+    options = dict(method="a", rounds=2, simulations=300, max_epochs=5, progress=False)
+    before, last = nm.snpe(0, squared, {"x": 1.0}, **options).rounds
+    new = {"t": last.sims["t"][-300:]}
+    weights = np.exp(last.posterior.log_prob(new) - before.posterior.merged.log_prob(new))
+    np.testing.assert_allclose(last.effective, weights.sum() ** 2 / (weights**2).sum(), rtol=1e-3)
+    with pytest.raises(ValueError, match=r"one observation, got a batch of shape \(2,\)"):
+        last.learned({"x": np.ones(2)})
+
+
+def counted(x=None):
+    p = numpyro.sample("p", dist.Beta(2, 2))
+    numpyro.sample("x", dist.Binomial(10, p), obs=x)
+
+
+def test_smc_takes_discrete_data():
+    post = nm.smc(0, counted, {"x": 3}, num_particles=2000, progress=False)
+    np.testing.assert_allclose(post.sample(jax.random.key(0), (2000,))["p"].mean(), 5 / 14, atol=0.02)
+
+
 def test_rounds_name_their_methods():
+    with pytest.raises(ValueError, match=r"takes no \['ensemble'\]"):
+        nm.snpe(0, gaussian, {"x": X}, method="a", ensemble=2)
     with pytest.raises(ValueError, match="method must be one of"):
         nm.snpe(jax.random.key(0), gaussian, {"x": X}, method="b")
 

@@ -53,7 +53,9 @@ class GaussianPosterior(Posterior):
 
     def log_prob(self, values):
         vector = self.sites.unconstrain(values)
-        return _mixture(self.log_shares, self.means, self.factors, vector) - self.sites.log_det(vector)
+        parts = self.log_shares, self.means, self.factors
+        log_prob = _mixture(*parts, vector) - self.sites.log_det(vector)
+        return jnp.where(self.sites.contains(values), log_prob, -jnp.inf)
 
     @property
     def moments(self):
@@ -86,7 +88,9 @@ class GaussianEstimator:
 
     def __call__(self, observation) -> GaussianPosterior:
         task = self.task
-        arrays, _ = task.view.arrays(observation)
+        arrays, batch = task.view.arrays(observation)
+        if batch:
+            raise ValueError(f"SNPE-A takes one observation, got a batch of shape {batch}")
         context = task.summary(self.networks, task.view(arrays))
         log_shares, means, factors = (a[0] for a in _parts(self.net, context, task.sites.width))
         loc, scale = self.scale

@@ -35,7 +35,7 @@ from numpyro_maf.fit import fit, held_out_rows, scaling, train
 from numpyro_maf.flow import Flow
 from numpyro_maf.sbi.simulator import parameters, swap
 from numpyro_maf.sbi.view import Summary, View, axes_of, embedding_of, training, usable_rows
-from numpyro_maf.sites import run_once
+from numpyro_maf.sites import bijection, run_once
 
 __all__ = ["Ratio", "RatioDistribution", "learned", "nle", "nre"]
 
@@ -48,6 +48,7 @@ def nle(
     *,
     builder: Callable[..., Flow] = nsf,
     failures: str = "error",
+    latent=None,
     model_args=(),
     model_kwargs=None,
     regression: bool | None = None,
@@ -56,14 +57,16 @@ def nle(
     """Learn a site's likelihood from simulations: a flow, ``likelihood(theta)`` being a distribution of x.
 
     Of a :class:`~numpyro_maf.Simulator`, theta is its own parameters side by side, ``(..., P)``, and every
-    element of the plates it is in is a row to learn from. Of any other site, theta is all latent sites side
-    by side in the model's order. x is the site's value as a vector. See :func:`learned` for what comes next.
+    element of the plates it is in is a row to learn from. Of any other site, theta is all other sites that
+    are not observed, or those of ``latent``, side by side in the model's order. x is the site's value as a
+    vector. See :func:`learned` for what comes next.
 
     :param key: a ``jax.random`` key.
     :param sims: of :func:`~numpyro_maf.simulate`, with parameters wherever they should be learned.
     :param builder: ``(key, features, *, context) -> Flow``.
     :param failures: what becomes of rows that failed or are not finite: ``"error"``, or ``"exclude"``, with
         which the likelihood is that of a simulation that succeeds.
+    :param latent: names, where the model has more data sites that will be observed. None for all.
     :param model_args: of the model, with ``model_kwargs``; those of ``simulate`` by default.
     :param regression: as for :func:`~numpyro_maf.npe`.
     :param options: of :func:`~numpyro_maf.fit`.
@@ -72,12 +75,18 @@ def nle(
     key = jax.random.key(key) if isinstance(key, int) else key
     init_key, fit_key = jax.random.split(key)
     args, kwargs = _call(sims, model_args, model_kwargs)
-    theta, x, support = _pairs(model, args, kwargs, sims, site)
+    theta, x, support = _pairs(model, args, kwargs, sims, site, latent)
     theta, x = _without_failures("nle", failures, [theta, x])
     flow = builder(init_key, x.shape[-1], context=theta.shape[-1])
     each = of_one_number(support)
     if not is_real(each) and not each.is_discrete and flow.bijectors and not flow.outer:
         flow = flow.onto(each)
+        edge = ~np.isfinite(np.asarray(bijection(each).inv(x))).all(-1)
+        if edge.any():
+            raise ValueError(
+                f"{edge.sum()} of {len(x)} values of {site!r} lie on the edge of its support, or off it, "
+                "where it has no density"
+            )
     if not flow.bijectors:
         regression = False
     options = training(len(x), options)
@@ -95,6 +104,7 @@ def nre(
     contrasts: int = 10,
     failures: str = "error",
     missing: bool = False,
+    latent=None,
     model_args=(),
     model_kwargs=None,
     validation: Any = 0.1,
@@ -103,12 +113,13 @@ def nre(
 ) -> Ratio:
     """Learn the ratio of likelihood and evidence: ``ratio(theta, x) = log p(x | theta) / p(x)``.
 
-    theta is as for :func:`nle`: a lone observed simulator's own parameters, else all latent sites.
+    theta is as for :func:`nle`: a lone observed simulator's own parameters, else all latent sites. A ratio of
+    several observed sites is a function to call, and stands at no site of a model.
 
     :param embedding: as for :func:`~numpyro_maf.npe`.
     :param hidden: widths of the classifier's hidden layers.
     :param contrasts: K, how many parameters it chooses among.
-    :param failures: as for :func:`nle`; ``missing`` as for :func:`~numpyro_maf.npe`.
+    :param failures: as for :func:`nle`, with ``latent``; ``missing`` as for :func:`~numpyro_maf.npe`.
     :param options: of :func:`~numpyro_maf.fit`.
     :raises ValueError: as for :func:`nle`.
     """
@@ -123,16 +134,18 @@ def nre(
             raise ValueError(f"observed site {name!r} is not among the model's {sorted(trace)} simulated")
         supports[name] = trace[name]["fn"].support
     if len(observed) == 1:
-        theta, flat, _ = _pairs(model, args, kwargs, sims, observed[0])
-        event = trace[observed[0]]["fn"].event_shape if parameters(trace[observed[0]]["fn"]) else None
-        shape = np.shape(sims[observed[0]])[1:] if event is None else event
+        theta, flat, _ = _pairs(model, args, kwargs, sims, observed[0], latent)
+        simulator = parameters(trace[observed[0]]["fn"])
+        shape = np.shape(sims[observed[0]])[1:] if simulator is None else simulator.event_shape
         arrays = [flat.reshape(len(flat), *shape)]
     else:
-        theta = _latents(sims, trace, observed)
+        theta = _latents(sims, trace, observed, latent)
         arrays = [np.asarray(sims[name]) for name in observed]
-    theta, *arrays = _without_failures("nre", failures, [theta, *arrays], missing)
+    weights = np.ones(len(theta)) if weights is None else np.asarray(weights)
+    if weights.shape != (len(theta),) or (weights < 0).any():
+        raise ValueError(f"weights must be ({len(theta)},) and not negative, got shape {weights.shape}")
+    weights, theta, *arrays = _without_failures("nre", failures, [weights, theta, *arrays], missing)
     n = len(theta)
-    weights = np.ones(n) if weights is None else np.asarray(weights)
     held_out = held_out_rows(split_key, validation, n)
     if min((~held_out).sum(), held_out.sum() or n) < 2 * contrasts:
         raise ValueError(f"nre needs more than {2 * contrasts} rows to train and to validate on, got {n}")
@@ -147,6 +160,8 @@ def nre(
     scale = scaling(theta, np.flatnonzero(~held_out), weights)
     ratio = Ratio(net, networks, view, scale, summary)
     options = training(n, options)
+    if options["batch_size"] < 2 * contrasts:
+        raise ValueError(f"{contrasts} contrasts need a batch_size of {2 * contrasts} or more")
     params = net, networks
     data = (theta.astype(jnp.result_type(float), copy=False), *arrays)
     found = train(
@@ -201,14 +216,9 @@ class Ratio:
         """``log p(x | theta) / p(x)`` of ``(..., P)`` and ``(..., *event_shape)``, or values by site."""
         theta = jnp.asarray(theta)
         values = x if isinstance(x, dict) else {self.view.names[0]: x}
-        arrays, batch = self._arrays(values)
+        arrays, batch = self.view.rows(values)
         seen = self.summary(self.networks, self.view(arrays))
         return self.logit(theta, seen.reshape(*batch, seen.shape[-1]))
-
-    def _arrays(self, values):
-        arrays = [jnp.asarray(values[name]) for name in self.view.names]
-        batch = arrays[0].shape[: arrays[0].ndim - self.view.ranks[0]]
-        return tuple(a.reshape(-1, *a.shape[len(batch) :]) for a in arrays), batch
 
     def logit(self, theta, seen):
         """The classifier's result from parameters and summaries, which broadcast."""
@@ -275,6 +285,11 @@ class learned(Messenger):
         for name, value in self.likelihoods.items():
             if not isinstance(value, (Flow, Ratio)):
                 raise TypeError(f"{name!r} must be what nle or nre gave, got {type(value).__name__}")
+            if isinstance(value, Ratio) and len(value.view.names) > 1:
+                raise ValueError(
+                    f"a ratio of several sites, {list(value.view.names)}, stands at none of them: add "
+                    "ratio(theta, values) by numpyro.factor"
+                )
         super().__init__(fn)
 
     def __enter__(self):
@@ -300,7 +315,8 @@ def _at(likelihood, theta, event_shape, support):
     """The distribution of a site given its parameters."""
     if theta.shape[-1] != likelihood.context:
         raise ValueError(
-            f"the likelihood takes {likelihood.context} parameters, the site has {theta.shape[-1]}"
+            f"the likelihood takes {likelihood.context} parameters, the site has {theta.shape[-1]}; which "
+            "sites it takes is for nle(latent=...) to say"
         )
     if isinstance(likelihood, Ratio):
         return RatioDistribution(likelihood, theta, event_shape, support)
@@ -318,7 +334,7 @@ def _call(sims, model_args, model_kwargs):
     return args, dict(model_kwargs or getattr(sims, "kwargs", {}))
 
 
-def _pairs(model, args, kwargs, sims, site):
+def _pairs(model, args, kwargs, sims, site, chosen=None):
     """Parameters and values of a site, ``(R, P)`` and ``(R, D)``, and its support."""
     trace = run_once(model, args, kwargs)
     if site not in trace or site not in sims:
@@ -326,7 +342,7 @@ def _pairs(model, args, kwargs, sims, site):
     fn, x = trace[site]["fn"], np.asarray(sims[site])
     simulator = parameters(fn)
     if simulator is None:
-        return _latents(sims, trace, (site,)), x.reshape(len(x), -1), fn.support
+        return _latents(sims, trace, (site,), chosen), x.reshape(len(x), -1), fn.support
     names = [n for n, s in trace.items() if s["type"] == "sample" and not s["is_observed"] and n in sims]
 
     def theta(values):
@@ -345,11 +361,15 @@ def _pairs(model, args, kwargs, sims, site):
     return rows.reshape(-1, rows.shape[-1]), x.reshape(-1, width), fn.support
 
 
-def _latents(sims, trace, observed):
-    """All latent sites side by side, in the model's order."""
+def _latents(sims, trace, observed, chosen=None):
+    """All latent sites, or those chosen, side by side, in the model's order."""
     latent = [
         n for n, s in trace.items() if s["type"] == "sample" and not s["is_observed"] and n not in observed
     ]
+    if chosen is not None:
+        if not chosen or set(chosen) - set(latent):
+            raise ValueError(f"latent must be some of {latent}, got {sorted(chosen)}")
+        latent = [n for n in latent if n in chosen]
     absent = [n for n in latent if n not in sims]
     if absent:
         raise ValueError(f"the simulations lack the latent sites {absent}")
@@ -360,7 +380,7 @@ def _latents(sims, trace, observed):
 def _without_failures(who, failures, arrays, missing=False):
     if failures not in ("error", "exclude"):
         raise ValueError(f"failures must be 'error' or 'exclude', got {failures!r}")
-    usable = usable_rows(arrays, [False] + [missing] * (len(arrays) - 1))
+    usable = usable_rows(arrays, [missing and i > 1 for i in range(len(arrays))])  # weights, theta, data
     if usable.all():
         return arrays
     what = f"{(~usable).sum()} of {len(usable)} simulations failed or are not finite"

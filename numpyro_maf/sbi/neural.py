@@ -24,14 +24,13 @@ import numpy as np
 from jax.scipy.special import logsumexp
 from jax.tree_util import register_dataclass
 
-from numpyro_maf import conditionals
 from numpyro_maf.bijectors import static
 from numpyro_maf.builders import made, nsf
 from numpyro_maf.completion import complete
 from numpyro_maf.fit import choose, held_out_rows, scaling, train
 from numpyro_maf.flow import Flow, from_spec
 from numpyro_maf.sbi.densities import log_prior
-from numpyro_maf.sbi.posterior import Posterior, Setting
+from numpyro_maf.sbi.posterior import Posterior, Setting, columns_of
 from numpyro_maf.sbi.view import Summary, View, axes_of, embedding_of, training, usable_rows
 from numpyro_maf.sites import Sites, run_once
 
@@ -175,7 +174,12 @@ class FlowPosterior(Posterior):
 
     def log_prob(self, values):
         vector = self.sites.unconstrain(values)
-        return _score(self.neural.flows, self.contexts, vector) - self.sites.log_det(vector)
+        log_prob = _score(self.neural.flows, self.contexts, vector) - self.sites.log_det(vector)
+        return jnp.where(self.sites.contains(values), log_prob, -jnp.inf)
+
+    @property
+    def missing(self):
+        return self.neural.view.names if self.neural.view.missing else ()
 
     @property
     def surprise(self) -> Surprise:
@@ -282,7 +286,7 @@ def npe(
     )  # fmt: skip
     sites, real = task.sites, not any(task.sites.columns)
     if not real:
-        builder = partial(made if builder is nsf else builder, columns=_columns(sites))
+        builder = partial(made if builder is nsf else builder, columns=columns_of(sites))
     flows = _members(lambda k: builder(k, sites.width, context=task.width), init_key, ensemble)
     if flows.event_scale is not None:
         kept = np.array(sites.columns) > 0
@@ -301,6 +305,8 @@ def npe(
     loss: Callable = _Loss(task.summary)
     data = [task.vector, *task.arrays]
     if atoms:
+        if options.get("batch_size", atoms) < atoms:
+            raise ValueError(f"{atoms} atoms need a batch_size as large, got {options['batch_size']}")
         loss = _AtomicLoss(task.summary, atoms)
         about = {name: jnp.asarray(sims[name][:1])[0] for name in task.view.names}
         data[1:1] = [np.asarray(log_prior(task.setting, sites, about, task.vector))]
@@ -365,6 +371,8 @@ class Task:
 
         vector = np.asarray(jax.jit(sites.unconstrain)({n: pick(np.asarray(sims[n])) for n in sites.names}))
         arrays = [pick(sims[name]) for name in observed]
+        if weights is not None and np.shape(weights) != (count,):
+            raise ValueError(f"weights must be ({count},), one for each simulation, got {np.shape(weights)}")
         weights = np.ones(len(rows)) if weights is None else pick(np.asarray(weights))
         split_key, net_key = jax.random.split(key)
         validation = pick(np.asarray(validation)) if np.ndim(validation) else validation
@@ -471,12 +479,6 @@ def _sites(model, args, kwargs, sims, observed, latent):
         raise ValueError(f"the simulations lack the latent sites {absent}")
     sites = Sites.of(model, set(wanted), args, kwargs, discrete=True)
     return sites, {name: samples[name]["fn"].support for name in observed}
-
-
-def _columns(sites):
-    """A MADE's conditionals: mixtures of real columns, and what discrete ones ask for."""
-    kinds = {0: conditionals.Mixture(10), 2: conditionals.Bernoulli()}
-    return tuple(kinds.get(n) or conditionals.Categorical(n) for n in sites.columns)
 
 
 def _typical(seen):

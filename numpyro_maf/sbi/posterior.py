@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import jax
@@ -20,16 +21,17 @@ from numpyro.distributions.transforms import biject_to
 from numpyro.infer import MCMC, NUTS
 from numpyro.infer.util import log_density
 
-from numpyro_maf.builders import nsf
+from numpyro_maf import conditionals
+from numpyro_maf.builders import made, nsf
 from numpyro_maf.diagnostics import psis
 from numpyro_maf.fit import fit
 from numpyro_maf.importance import GuideCheck
 from numpyro_maf.inference_data import to_arviz
 from numpyro_maf.priors import Joint
 from numpyro_maf.sbi.simulations import Simulations, simulate
-from numpyro_maf.sites import Sites
+from numpyro_maf.sites import Sites, latent_names
 
-__all__ = ["Posterior", "Setting"]
+__all__ = ["Posterior", "Setting", "columns_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +70,7 @@ class Posterior:
         raise NotImplementedError
 
     def log_prob(self, values) -> Any:
-        """Log-density of values by site, with equal leading axes."""
+        """Log-density of values by site, with equal leading axes; minus infinity off the supports."""
         raise NotImplementedError
 
     @property
@@ -76,9 +78,24 @@ class Posterior:
         """The leading axes of the observations."""
         return ()
 
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The observed sites at which NaN stands for numbers that are not there."""
+        return ()
+
     def _one(self, what: str):
         if self.batch_shape:
             raise ValueError(f"{what} takes one observation, got a batch of shape {self.batch_shape}")
+
+    def _whole(self, what: str):
+        setting = self.setting
+        known = {*self.sites.names, *self.observation}
+        others = latent_names(setting.model, setting.args, setting.kwargs, known)
+        if others:
+            raise ValueError(
+                f"{what} scores the model at all its sites, and the posterior is not of {others}, which it "
+                "integrates out: learn one of all latent sites"
+            )
 
     # Points and parts ---------------------------------------------------------------------------
 
@@ -123,12 +140,14 @@ class Posterior:
     def marginal(self, key, *names: str, num_samples: int = 10_000, builder=nsf, **options) -> Joint:
         """The joint density of some sites alone: a flow of draws, with ``sample`` and ``log_prob`` by name.
 
-        :param builder: ``(key, features) -> Flow``.
+        :param builder: ``(key, features) -> Flow``; with discrete sites it also gets ``columns``.
         :param options: of :func:`~numpyro_maf.fit`.
         """
         self._one("marginal")
         kept = self.sites.select(names)
         vector = np.asarray(kept.unconstrain(self.sample(key, (num_samples,))))
+        if any(kept.columns):
+            builder = partial(made if builder is nsf else builder, columns=columns_of(kept))
         flow = builder(key, kept.width)
         return Joint(
             fit(key, flow, vector, **{"progress": False, "learning_rate": 2e-3, **options}).flow, kept
@@ -142,23 +161,42 @@ class Posterior:
         :param options: of :func:`~numpyro_maf.simulate`, such as ``executor``.
         """
         self._one("predictive")
+        return self._runs(key, num_samples, options)
+
+    def _runs(self, key, num_samples, options):
+        """What the model makes of draws, draws by observations in a row."""
         draw_key, run_key = jax.random.split(key)
-        given, setting = self.sample(draw_key, (num_samples,)), self.setting
-        options = {"progress": False, **options, **setting.kwargs}
-        return simulate(run_key, setting.model, num_samples, *setting.args, given=given, **options)
+        draws, setting = self.sample(draw_key, (num_samples,)), self.setting
+        axes = 1 + len(self.batch_shape)
+        given = {name: value.reshape(-1, *value.shape[axes:]) for name, value in draws.items()}
+        count = num_samples * math.prod(self.batch_shape)
+        options = {"progress": False, "missing": self.missing, **options, **setting.kwargs}
+        return simulate(run_key, setting.model, count, *setting.args, given=given, **options)
 
     def check_predictive(self, key, statistic: Callable, num_samples: int = 1000, **options):
         """Posterior predictive p-values (Gelman, Meng & Stern 1996): how often replicates have more.
 
+        Of a batch of observations all are checked in one call.
+
         :param statistic: of observed sites by name; gives arrays.
-        :return: p-values of the shape of the statistic, ties counting half; near 0 or 1 the model misses it.
+        :param options: of :func:`~numpyro_maf.simulate`.
+        :return: p-values, ``batch_shape`` and the shape of the statistic, ties counting half; near 0 or 1 the
+            model misses it.
         """
-        runs = self.predictive(key, num_samples, **options)
-        names = list(self.observation)
-        kept = {name: jnp.asarray(runs[name][~runs.failed]) for name in names}
-        replicated = jax.vmap(statistic)(kept)
-        actual = statistic(self.observation)
-        return jax.tree.map(lambda r, a: ((r > a) + 0.5 * (r == a)).mean(0), replicated, actual)
+        runs = self._runs(key, num_samples, options)
+        replicates = {name: jnp.asarray(runs[name]) for name in self.observation}
+        seen = {k: jnp.reshape(v, (-1, *replicates[k].shape[1:])) for k, v in self.observation.items()}
+        fine = ~runs.failed.reshape(num_samples, -1)
+
+        def share(replicated, actual):
+            replicated = replicated.reshape(num_samples, *actual.shape)
+            more = (replicated > actual) + 0.5 * (replicated == actual)
+            counts = fine.reshape(*fine.shape, *[1] * (actual.ndim - 1))
+            shares = (more * counts).sum(0) / counts.sum(0)
+            return shares.reshape(*self.batch_shape, *actual.shape[1:])
+
+        check = jax.vmap(statistic)
+        return jax.tree.map(share, check(replicates), check(seen))
 
     def to_arviz(self, key, num_samples: int = 1000, **options):
         """Draws with prior and posterior predictive groups as ArviZ's data.
@@ -169,9 +207,8 @@ class Posterior:
         prior_key, key = jax.random.split(key)
         setting, observed = self.setting, list(self.observation)
         runs = self.predictive(key, num_samples)
-        prior = simulate(
-            prior_key, setting.model, num_samples, *setting.args, progress=False, **setting.kwargs
-        )
+        options_of = {"progress": False, "missing": self.missing, **setting.kwargs}
+        prior = simulate(prior_key, setting.model, num_samples, *setting.args, **options_of)
         latent = list(self.sites.names)
         return to_arviz(
             {name: runs[name] for name in latent},
@@ -187,8 +224,10 @@ class Posterior:
         """Draws weighed by a model whose densities are known: the correction, its evidence and a verdict.
 
         :raises NotImplementedError: for a model with a simulator at an observed site.
+        :raises ValueError: for a posterior of some latent sites only.
         """
         self._one("importance")
+        self._whole("importance")
         draws = self.sample(key, (num_samples,))
         setting, conditioned = self.setting, self.setting.conditioned(self.observation)
 
@@ -207,8 +246,10 @@ class Posterior:
 
         :param options: of NumPyro's NUTS.
         :return: NumPyro's MCMC, run.
+        :raises ValueError: for a posterior of some latent sites only.
         """
         self._one("nuts")
+        self._whole("nuts")
         draw_key, run_key = jax.random.split(key)
         draws = self.sample(draw_key, (1000,))
         transforms = {name: biject_to(s) for name, s in zip(self.sites.names, self.sites.supports)}
@@ -227,3 +268,9 @@ class Posterior:
         starts = {k: v[:num_chains] if num_chains > 1 else v[0] for k, v in free.items()}
         mcmc.run(run_key, *self.setting.args, init_params=starts, **self.setting.kwargs)
         return mcmc
+
+
+def columns_of(sites):
+    """A MADE's conditionals: mixtures of real columns, and what discrete ones ask for."""
+    kinds = {0: conditionals.Mixture(10), 2: conditionals.Bernoulli()}
+    return tuple(kinds.get(n) or conditionals.Categorical(n) for n in sites.columns)

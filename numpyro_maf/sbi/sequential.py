@@ -122,8 +122,9 @@ def snpe(
     :param observation: values by observed site.
     :param rounds: how many, with ``simulations`` each.
     :param method: ``"truncated"``, ``"c"`` (APT) or ``"a"``; see the module.
-    :param options: of :func:`~numpyro_maf.npe`, and ``executor`` and ``timeout`` of
-        :func:`~numpyro_maf.simulate`.
+    :param options: of :func:`~numpyro_maf.npe` but ``latent``, and ``executor`` and ``timeout`` of
+        :func:`~numpyro_maf.simulate`; ``"a"`` takes no ``builder``, ``ensemble``, ``regression`` or
+        ``weights``.
     :raises ValueError: for an unknown method, and discrete sites.
     """
     if method not in METHODS[:3]:
@@ -183,15 +184,18 @@ def next_round(
     observed = tuple(observation)
     propose_key, run_key, train_key, draw_key, smc_key = jax.random.split(key, 5)
     last = before[-1] if before else None
+    _check(method, setting, observed, options)
+    missing = observed if options.get("missing") else ()
     acceptance, threshold, given = 1.0, -math.inf, None
     if last is not None and method == "truncated":
         given, acceptance, threshold = _truncated(propose_key, last, setting, simulations, epsilon)
-    elif last is not None:
-        source: Any = last.posterior.merged if method == "a" else last.posterior
+    source: Any = None
+    if last is not None and method != "truncated":
+        source = last.posterior.merged if method == "a" else last.posterior
         given = source.sample(propose_key, (simulations,))
     sims = simulate(
         run_key, model, simulations, *setting.args, executor=executor, timeout=timeout, given=given,
-        progress=progress, **setting.kwargs,
+        missing=missing, progress=progress, **setting.kwargs,
     )  # fmt: skip
     fresh = len(sims.failed)
     sims = sims if last is None else _joined(last.sims, sims)
@@ -214,7 +218,8 @@ def next_round(
             called["atoms"] = 10
         found = npe(train_key, model, sims, observed, **called)
         posterior = found(observation, warn=last is None)
-    leakage, effective = _judged(draw_key, posterior, last, sims, fresh, threshold)
+    region = (last.posterior, threshold) if last and method == "truncated" else None
+    leakage, effective = _judged(draw_key, posterior, source, region, sims, fresh)
     return Round(sims, posterior, found, leakage, effective, acceptance, threshold)
 
 
@@ -249,23 +254,34 @@ def _truncated(key, last, setting, count, epsilon):
     return {name: np.asarray(value)[chosen] for name, value in own.items()}, inside / tried, threshold
 
 
-def _judged(key, posterior, last, sims, fresh, threshold):
-    """Leakage and effective sample size of a round."""
+def _check(method, setting, observed, options):
+    """Whether a method of rounds takes these options."""
+    if "latent" in options:
+        raise ValueError("rounds learn all latent sites, of which proposals are made: leave out latent=")
+    unknown = {"builder", "ensemble", "regression", "weights"} & set(options)
+    if method == "a" and unknown:
+        raise ValueError(f"SNPE-A learns mixtures of Gaussians and takes no {sorted(unknown)}")
+
+
+def _judged(key, posterior, source, region, sims, fresh):
+    """Leakage and effective sample size of a round.
+
+    :param source: what the round's parameters were drawn from; None for the prior or a ``region`` of it, a
+        posterior and the least log-density.
+    """
     sites = posterior.sites
     draws = posterior.sample(key, (2000,))
-    inside = np.ones(2000, bool)
-    for name, support in zip(sites.names, sites.supports):
-        inside &= np.asarray(support(draws[name])).reshape(2000, -1).all(1)
-    if threshold > -math.inf:
-        inside &= np.asarray(last.posterior.log_prob(draws)) >= threshold
+    inside = np.array(sites.contains(draws))
+    if region is not None:
+        inside &= np.asarray(region[0].log_prob(draws)) >= region[1]
     new = {name: jnp.asarray(np.asarray(sims[name])[-fresh:]) for name in sites.names}
     vectors = sites.unconstrain(new)
     prior = log_prior(posterior.setting, sites, posterior.observation, vectors)
     density = posterior.log_prob(new) + sites.log_det(vectors)
-    if last is None or threshold > -math.inf:
+    if source is None:
         weights = density - prior
     else:
-        weights = density - (last.posterior.log_prob(new) + sites.log_det(vectors))
+        weights = density - (source.log_prob(new) + sites.log_det(vectors))
     weights = jnp.where(jnp.isfinite(weights), weights, -jnp.inf)
     effective = jnp.exp(2 * logsumexp(weights) - logsumexp(2 * weights))
     return float(1 - inside.mean()), float(effective)

@@ -10,6 +10,7 @@ there. So k simulators on the host take k + 1 passes, and only their functions t
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -38,6 +39,7 @@ from numpyro_maf.sbi.simulator import host_call, host_keys, is_traceable, parame
 __all__ = ["Simulations", "runs", "simulate"]
 
 CHUNK = 10_000
+_INTERRUPTED = "interrupted"
 
 
 class Simulations(dict):
@@ -80,6 +82,7 @@ def simulate(
     store: str | os.PathLike | None = None,
     timeout: float | None = None,
     given: dict[str, Any] | None = None,
+    missing: tuple[str, ...] = (),
     progress: bool = True,
     **kwargs,
 ) -> Simulations:
@@ -98,6 +101,8 @@ def simulate(
         an interrupted call goes on where it was if repeated. None for memory.
     :param timeout: seconds that one call of a simulator on the host may take.
     :param given: values by site, ``(N, ...)``, for sites that are not to be drawn.
+    :param missing: names of sites at which NaN stands for numbers that are not there, padding, say, and is no
+        failure.
     :param progress: show a progress bar.
     :return: values by site, deterministic ones included, with the rows that failed.
     :raises ValueError: when all rows fail, with the first reason; for a store of another call.
@@ -105,6 +110,8 @@ def simulate(
     if int(num_simulations) != num_simulations or num_simulations < 1:
         raise ValueError(f"num_simulations must be a positive integer, got {num_simulations!r}")
     key = jax.random.key(key) if isinstance(key, int) else key
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(key)
     given = {name: np.asarray(value) for name, value in (given or {}).items()}
     for name, value in given.items():
         if value.shape[:1] != (num_simulations,):
@@ -114,15 +121,25 @@ def simulate(
     run = runs(model, args, kwargs)
     keys = jax.random.split(key, num_simulations)
     host = _Host(executor, timeout, progress)
-    parts = _Memory() if store is None else _Folder.of(store, key, num_simulations)
+    called = _digest(args, kwargs, given, missing)
+    parts = _Memory() if store is None else _Folder.of(store, key, num_simulations, called)
+    if isinstance(parts, _Folder) and parts.done:
+        parts.check(jax.eval_shape(partial(run, host.executor is not None), keys[:1], _first(given))[0])
     starts = range(parts.done, num_simulations, CHUNK)
     try:
         for start in tqdm(starts, disable=not progress or len(starts) < 2, desc="simulate", unit="chunk"):
             rows = slice(start, min(start + CHUNK, num_simulations))
-            values, errors = _chunk(run, keys[rows], {k: v[rows] for k, v in given.items()}, host)
-            parts.add(values, {start + row: what for row, what in errors.items()})
+            part = {k: v[rows] for k, v in given.items()}
+            values, errors = _chunk(run, keys[rows], part, host, missing)
+            # Of a chunk that was interrupted what comes before the first call that is not done is kept.
+            whole = min(
+                (row for row, what in errors.items() if what is _INTERRUPTED), default=len(keys[rows])
+            )
+            if whole:
+                values = {name: value[:whole] for name, value in values.items()}
+                parts.add(values, {start + row: what for row, what in errors.items() if row < whole})
             if host.interrupted:
-                break
+                raise KeyboardInterrupt
     except KeyboardInterrupt:
         if not parts.done:
             raise
@@ -194,7 +211,7 @@ class _Call:
     event_shape: tuple[int, ...] = static()
 
 
-def _chunk(run, keys, given, host):
+def _chunk(run, keys, given, host, missing):
     """Some rows, on the device and, where simulators ask for it, on the host."""
     errors: dict[int, str] = {}
     while True:
@@ -204,11 +221,12 @@ def _chunk(run, keys, given, host):
         ((name, call),) = calls.items()
         given[name], failures = host.results(name, call)
         for row, what in failures.items():
-            errors.setdefault(row, f"{name}: {what}")
+            errors.setdefault(row, what if what is _INTERRUPTED else f"{name}: {what}")
     values = {name: np.asarray(value) for name, value in values.items()}
     for name, value in values.items():
         if np.issubdtype(value.dtype, np.floating):
-            for row in np.flatnonzero(~np.isfinite(value.reshape(len(value), -1)).all(1)):
+            fine = np.isfinite(value) | (np.isnan(value) & (name in missing))
+            for row in np.flatnonzero(~fine.reshape(len(value), -1).all(1)):
                 errors.setdefault(int(row), f"{name} is not finite")
     return values, errors
 
@@ -233,7 +251,7 @@ class _Host:
         keys = host_keys(call.keys.reshape(-1))
         columns = [np.asarray(p).reshape(count * each, *p.shape[2:]) for p in call.rows]
         results = np.full((count * each, *call.event_shape), np.nan, jnp.result_type(float))
-        errors = dict.fromkeys(range(count * each), "interrupted")
+        errors = dict.fromkeys(range(count * each), _INTERRUPTED)
         size = min(max(count * each // 64, 1), 64)
         tasks = [slice(i, min(i + size, len(keys))) for i in range(0, len(keys), size)]
         work = partial(_work, self._sent(call.fn), call.event_shape, self.timeout)
@@ -317,6 +335,22 @@ def _attempt(fn, event_shape, timeout, row):
     return found[0] if found else (None, "timeout")
 
 
+def _first(given):
+    return {name: value[:1] for name, value in given.items()}
+
+
+def _digest(*parts) -> str:
+    """Of the numbers and texts that a call is given."""
+    leaves, structure = jax.tree.flatten(parts)
+    digest = hashlib.sha256(str(structure).encode())
+    for leaf in leaves:
+        known = isinstance(leaf, (int, float, complex, np.ndarray, np.generic, jax.Array))
+        digest.update(
+            np.asarray(leaf).tobytes() if known else (leaf if isinstance(leaf, str) else "").encode()
+        )
+    return digest.hexdigest()
+
+
 # Where rows are kept ------------------------------------------------------------------------------
 
 
@@ -350,20 +384,27 @@ class _Folder:
         return cls(folder, json.loads((folder / "about.json").read_text()))
 
     @classmethod
-    def of(cls, store, key, count):
+    def of(cls, store, key, count, called):
         folder = Path(store)
-        about = {"key": host_keys(key).tolist(), "count": count, "done": 0, "files": {}, "errors": {}}
+        about = {"key": host_keys(key).tolist(), "count": count, "called": called}
         if (folder / "about.json").exists():
             found = cls.at(store)
-            if any(found.about[name] != about[name] for name in ("key", "count")):
+            if any(found.about[name] != value for name, value in about.items()):
                 raise ValueError(f"{folder} holds simulations of another call")
             return found
+        about |= {"done": 0, "files": {}, "errors": {}}
         folder.mkdir(parents=True, exist_ok=True)
         return cls(folder, about)
 
     @property
     def done(self):
         return self.about["done"]
+
+    def check(self, shapes):
+        """Refuse a model with other sites, by name with a row axis, than those that are here."""
+        found = {name: value.shape[1:] for name, value in self.result()[0].items()}
+        if found != {name: value.shape[1:] for name, value in shapes.items()}:
+            raise ValueError(f"{self.folder} holds simulations of another model: its sites are {found}")
 
     def add(self, values, errors):
         for i, (name, value) in enumerate(values.items()):

@@ -57,7 +57,8 @@ class ParticlePosterior(Posterior):
 
     def log_prob(self, values):
         vector = self.sites.unconstrain(values)
-        return self.of_vectors(vector) - self.sites.log_det(vector)
+        log_prob = self.of_vectors(vector) - self.sites.log_det(vector)
+        return jnp.where(self.sites.contains(values), log_prob, -jnp.inf)
 
     def of_vectors(self, vector):
         """Log-density of unconstrained vectors ``(..., D)``."""
@@ -91,8 +92,7 @@ def smc(
     """
     setting = Setting(model, tuple(model_args), dict(model_kwargs or {}))
     likelihoods = dict(likelihoods or {})
-    every = Sites.of(model, None, setting.args, setting.kwargs)
-    sites = every.select([name for name in every.names if name not in observation])
+    sites = Sites.of(setting.conditioned(observation), None, setting.args, setting.kwargs)
     prior_key, key = jax.random.split(jax.random.key(key) if isinstance(key, int) else key)
     drawn = prior_draws(setting, observation, prior_key, num_particles)
     parts = sites, likelihoods, {name: jnp.asarray(value) for name, value in observation.items()}

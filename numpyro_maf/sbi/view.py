@@ -32,7 +32,8 @@ class View:
     """Observed sites by name as what a network takes: standardised, positive ones after the logarithm.
 
     :param scales: one for each site; ``heavy``: 1 for numbers with heavy tails, which are drawn in by the
-        inverse hyperbolic sine, the logarithm's pace far out, and 0 for others.
+        inverse hyperbolic sine, the logarithm's pace far out, and 0 for others; ``floors``: at positive sites
+        what smaller numbers, such as 0, are taken for.
     :param names: of the sites; ``ranks``: how many axes a value of each has.
     :param positive: which of them have positive support.
     :param missing: whether NaN stands for a number that was not observed.
@@ -40,6 +41,7 @@ class View:
 
     scales: tuple[Standardize, ...]
     heavy: tuple[Any, ...]
+    floors: tuple[Any, ...]
     names: tuple[str, ...] = static()
     ranks: tuple[int, ...] = static()
     positive: tuple[bool, ...] = static()
@@ -53,10 +55,13 @@ class View:
         :param axes: for each site, over how many of its axes, beside the rows, these are taken.
         """
         positive = tuple(of_one_number(s) is constraints.positive for s in supports.values())
-        scales, heavy = [], []
+        scales, heavy, floors = [], [], []
         for name, is_positive, count in zip(supports, positive, axes):
             part = np.asarray(sims[name][rows], np.float64)
-            part = np.log(part) if is_positive else part
+            floor = np.min(part, where=part > 0, initial=np.inf) / 2 if is_positive else 0.0
+            floor = floor if np.isfinite(floor) else 1e-30
+            part = np.log(np.maximum(part, floor)) if is_positive else part
+            floors.append(jnp.asarray(floor, float))
             over = tuple(range(count + 1))
             known = ~np.isnan(part)
             total = np.maximum(known.sum(over), 1)
@@ -67,7 +72,8 @@ class View:
             kurtosis = np.nansum(((part - mean) / sd) ** 4, over) / total
             heavy.append(jnp.asarray(kurtosis > _HEAVY, float))
         ranks = tuple(np.ndim(sims[name]) - 1 for name in supports)
-        return cls(tuple(scales), tuple(heavy), tuple(supports), ranks, positive, missing)
+        data = tuple(scales), tuple(heavy), tuple(floors)
+        return cls(*data, tuple(supports), ranks, positive, missing)
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -82,31 +88,45 @@ class View:
         ones = [jnp.ones(shape) for shape in spec["shapes"]]
         names, ranks, positive = (tuple(spec[name]) for name in ("names", "ranks", "positive"))
         scales = tuple(Standardize(one, one) for one in ones)
-        return cls(scales, tuple(ones), names, ranks, positive, spec["missing"])
+        floors = (jnp.ones(()),) * len(ones)
+        return cls(scales, tuple(ones), floors, names, ranks, positive, spec["missing"])
 
     def arrays(self, values) -> tuple[Any, ...]:
         """Values by site, with equal leading axes, as arrays in order; and those axes.
 
-        :raises ValueError: for names that are missing, shapes that do not fit, and NaN that is not expected.
+        :raises ValueError: for names that are missing, shapes that do not fit, NaN that is not expected, and
+            negative numbers at a positive site.
         """
+        arrays, batch = self.rows(values)
+        for name, a, is_positive in zip(self.names, arrays, self.positive):
+            if not self.missing and not bool(jnp.isfinite(a).all()):
+                raise ValueError(f"{name!r} is not finite; networks for missing numbers need missing=True")
+            if is_positive and bool((a < 0).any()):
+                raise ValueError(f"{name!r} must be positive, got {float(jnp.nanmin(a))}")
+        return arrays, batch
+
+    def rows(self, values) -> tuple[Any, ...]:
+        """As :meth:`arrays`, also of tracers, whose numbers cannot be looked at."""
         if set(self.names) - set(values):
             raise ValueError(f"the observation needs the sites {list(self.names)}, got {sorted(values)}")
         arrays = tuple(jnp.asarray(values[name], float) for name in self.names)
         batch = arrays[0].shape[: arrays[0].ndim - self.ranks[0]]
-        for name, a, rank in zip(self.names, arrays, self.ranks):
+        for name, a, rank, scale in zip(self.names, arrays, self.ranks, self.scales):
             if a.ndim < rank or a.shape[: a.ndim - rank] != batch:
                 raise ValueError(f"{name!r} must have {rank} axes after batch axes {batch}, got {a.shape}")
-            if not self.missing and not bool(jnp.isfinite(a).all()):
-                raise ValueError(f"{name!r} is not finite; networks for missing numbers need missing=True")
+            alike = jnp.shape(scale.loc)  # the last axes, those that no embedding leaves free
+            if a.shape[a.ndim - len(alike) :] != alike:
+                raise ValueError(f"{name!r} must have a shape that ends in {alike}, got {a.shape}")
         return tuple(a.reshape(-1, *a.shape[len(batch) :]) for a in arrays), batch
 
     def __call__(self, arrays) -> tuple[Any, ...]:
         """Raw arrays ``(B, ...)`` in order as pairs: standardised, and which numbers are there or None."""
         seen = []
-        for a, scale, heavy, is_positive in zip(arrays, self.scales, self.heavy, self.positive):
+        parts = zip(arrays, self.scales, self.heavy, self.floors, self.positive)
+        for a, scale, heavy, floor, is_positive in parts:
             present = ~jnp.isnan(a)
             a = jnp.where(present, a, 1.0) if self.missing else a
-            z = ((jnp.log(a) if is_positive else a) - scale.loc) / scale.scale
+            z = ((jnp.log(jnp.maximum(a, floor)) if is_positive else a) - scale.loc) / scale.scale
             z = jnp.where(heavy > 0, jnp.arcsinh(z), z)
             seen.append((jnp.where(present, z, 0.0), present) if self.missing else (z, None))
         return tuple(seen)
@@ -203,13 +223,15 @@ def training(rows: int, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def usable_rows(arrays, may_be_missing) -> np.ndarray:
-    """Which rows are finite; of arrays in which numbers may be missing, which hold any."""
-    usable = np.ones(len(arrays[0]), bool)
+    """Which rows are finite; of the arrays in which numbers may be missing, some number must be there."""
+    usable, some = np.ones(len(arrays[0]), bool), np.zeros(len(arrays[0]), bool)
     for a, missing in zip(arrays, may_be_missing):
         for start in range(0, len(a), 2**16):
-            part = np.asarray(a[start : start + 2**16]).reshape(-1, math.prod(a.shape[1:]))
-            fine = np.isfinite(part)
-            usable[start : start + 2**16] &= (
-                (fine.any(1) & ~np.isinf(part).any(1)) if missing else fine.all(1)
-            )
-    return usable
+            rows = slice(start, start + 2**16)
+            part = np.asarray(a[rows]).reshape(-1, math.prod(a.shape[1:]))
+            if missing:
+                usable[rows] &= ~np.isinf(part).any(1)
+                some[rows] |= np.isfinite(part).any(1)
+            else:
+                usable[rows] &= np.isfinite(part).all(1)
+    return usable & some if any(may_be_missing) else usable
