@@ -143,8 +143,7 @@ def sbc(draws, truth, *, seed: int = 0) -> SBC:
 
     draws, truth, names = _columns(draws, truth)
     rng, count = np.random.default_rng(seed), len(draws)
-    below, ties = (draws < truth).sum(0), (draws == truth).sum(0)
-    ranks = below + rng.integers(0, ties + 1)
+    ranks = _ranked(draws < truth, draws == truth, rng)
     uniform = (ranks + rng.random(ranks.shape)) / (count + 1)
     pvalues = np.array([kstest(u, "uniform").pvalue for u in uniform.T])
     return SBC(ranks, count, pvalues, names)
@@ -163,7 +162,7 @@ def coverage(log_prob_draws, log_prob_truth) -> Coverage:
     if draws.ndim != 2 or truth.shape != draws.shape[1:]:
         raise ValueError(f"expected log-densities (L, N) and (N,), got {draws.shape} and {truth.shape}")
     equal = np.isclose(draws, truth, rtol=1e-5, atol=1e-6)  # computed apart, equal densities differ a little
-    return _coverage(_ranked((draws > truth) & ~equal, equal), len(draws))
+    return _coverage(_ranked((draws > truth) & ~equal, equal, np.random.default_rng(1)), len(draws))
 
 
 def tarp(draws, truth, *, seed: int = 0) -> Coverage:
@@ -178,14 +177,15 @@ def tarp(draws, truth, *, seed: int = 0) -> Coverage:
     loc, scale = truth.mean(0), truth.std(0)
     scale = np.where(scale > 0, scale, 1)
     draws, truth = (draws - loc) / scale, (truth - loc) / scale
-    points = np.random.default_rng(seed).uniform(truth.min(0), truth.max(0), truth.shape)
+    rng = np.random.default_rng(seed)
+    points = rng.uniform(truth.min(0), truth.max(0), truth.shape)
     draws, truth = (((a - points) ** 2).sum(-1) for a in (draws, truth))
-    return _coverage(_ranked(draws < truth, draws == truth), len(draws))
+    return _coverage(_ranked(draws < truth, draws == truth, rng), len(draws))
 
 
-def _ranked(before, equal, seed: int = 0):
+def _ranked(before, equal, rng):
     """How many of the draws, on axis 0, come before the truth, ties broken at random."""
-    return before.sum(0) + np.random.default_rng(seed).integers(0, equal.sum(0) + 1)
+    return before.sum(0) + rng.integers(0, equal.sum(0) + 1)
 
 
 def _coverage(counts, of: int) -> Coverage:

@@ -184,7 +184,7 @@ def next_round(
     observed = tuple(observation)
     propose_key, run_key, train_key, draw_key, smc_key = jax.random.split(key, 5)
     last = before[-1] if before else None
-    _check(method, setting, observed, options)
+    _check(method, options)
     missing = observed if options.get("missing") else ()
     acceptance, threshold, given = 1.0, -math.inf, None
     if last is not None and method == "truncated":
@@ -254,7 +254,7 @@ def _truncated(key, last, setting, count, epsilon):
     return {name: np.asarray(value)[chosen] for name, value in own.items()}, inside / tried, threshold
 
 
-def _check(method, setting, observed, options):
+def _check(method, options):
     """Whether a method of rounds takes these options."""
     if "latent" in options:
         raise ValueError("rounds learn all latent sites, of which proposals are made: leave out latent=")
@@ -276,10 +276,9 @@ def _judged(key, posterior, source, region, sims, fresh):
         inside &= np.asarray(region[0].log_prob(draws)) >= region[1]
     new = {name: jnp.asarray(np.asarray(sims[name])[-fresh:]) for name in sites.names}
     vectors = sites.unconstrain(new)
-    prior = log_prior(posterior.setting, sites, posterior.observation, vectors)
     density = posterior.log_prob(new) + sites.log_det(vectors)
     if source is None:
-        weights = density - prior
+        weights = density - log_prior(posterior.setting, sites, posterior.observation, vectors)
     else:
         weights = density - (source.log_prob(new) + sites.log_det(vectors))
     weights = jnp.where(jnp.isfinite(weights), weights, -jnp.inf)

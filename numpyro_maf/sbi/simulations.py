@@ -121,10 +121,11 @@ def simulate(
     run = runs(model, args, kwargs)
     keys = jax.random.split(key, num_simulations)
     host = _Host(executor, timeout, progress)
-    called = _digest(args, kwargs, given, missing)
-    parts = _Memory() if store is None else _Folder.of(store, key, num_simulations, called)
-    if isinstance(parts, _Folder) and parts.done:
-        parts.check(jax.eval_shape(partial(run, host.executor is not None), keys[:1], _first(given))[0])
+    parts: Any = _Memory()
+    if store is not None:
+        parts = _Folder.of(store, key, num_simulations, _digest(args, kwargs, given, missing))
+        first = {name: value[:1] for name, value in given.items()}
+        parts.check(jax.eval_shape(partial(run, executor is not None), keys[:1], first)[0])
     starts = range(parts.done, num_simulations, CHUNK)
     try:
         for start in tqdm(starts, disable=not progress or len(starts) < 2, desc="simulate", unit="chunk"):
@@ -218,6 +219,8 @@ def _chunk(run, keys, given, host, missing):
         values, calls = run(host.executor is not None, keys, given)
         if not calls:
             break
+        if host.interrupted:  # no row has all its simulators' results
+            raise KeyboardInterrupt
         ((name, call),) = calls.items()
         given[name], failures = host.results(name, call)
         for row, what in failures.items():
@@ -335,10 +338,6 @@ def _attempt(fn, event_shape, timeout, row):
     return found[0] if found else (None, "timeout")
 
 
-def _first(given):
-    return {name: value[:1] for name, value in given.items()}
-
-
 def _digest(*parts) -> str:
     """Of the numbers and texts that a call is given."""
     leaves, structure = jax.tree.flatten(parts)
@@ -403,7 +402,7 @@ class _Folder:
     def check(self, shapes):
         """Refuse a model with other sites, by name with a row axis, than those that are here."""
         found = {name: value.shape[1:] for name, value in self.result()[0].items()}
-        if found != {name: value.shape[1:] for name, value in shapes.items()}:
+        if self.done and found != {name: value.shape[1:] for name, value in shapes.items()}:
             raise ValueError(f"{self.folder} holds simulations of another model: its sites are {found}")
 
     def add(self, values, errors):
