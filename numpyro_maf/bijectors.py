@@ -385,6 +385,11 @@ class Standardize(Bijector):
     loc: Any
     scale: Any
 
+    @classmethod
+    def identity(cls, features: int) -> Standardize:
+        """The one that changes nothing."""
+        return cls(*jax.device_put((np.zeros(features), np.ones(features))))
+
     @property
     def batch_shape(self):
         return jnp.broadcast_shapes(jnp.shape(self.loc), jnp.shape(self.scale))[:-1]
@@ -509,7 +514,8 @@ class Regression(Bijector):
     @classmethod
     def init(cls, features: int, context: int) -> Regression:
         """The identity."""
-        return cls(jnp.zeros((features, context)), jnp.zeros(features), jnp.zeros((features, features)))
+        shapes = (features, context), (features,), (features, features)
+        return cls(*jax.device_put(tuple(map(np.zeros, shapes))))
 
     def bind(self, context):
         return dataclasses.replace(self, context=context)
@@ -527,8 +533,7 @@ class Regression(Bijector):
         spread = rest.T @ rest / len(y)
         factor = np.linalg.cholesky(spread + 1e-9 * (1 + np.trace(spread)) * np.eye(len(spread)))
         factor = np.tril(factor, -1) + np.diag(np.log(np.diag(factor)))
-        arrays = (jnp.asarray(a, self.loc.dtype) for a in (slope.T, loc, factor))
-        return Regression(*arrays)
+        return Regression(*jax.device_put(tuple(a.astype(self.loc.dtype) for a in (slope.T, loc, factor))))
 
     def _parts(self, x):
         check_width(x, self.loc.shape[-1], "Regression")

@@ -27,6 +27,7 @@ from numpyro_maf.conditioners import ConvNet
 from numpyro_maf.flow import builder
 from numpyro_maf.made import Made
 from numpyro_maf.ode import FFJORD
+from numpyro_maf.rng import split
 from numpyro_maf.scalars import Additive, Affine, Compose, MixtureCDF
 from numpyro_maf.splines import CircularSpline, PiecewiseQuadratic, RQSpline
 
@@ -138,7 +139,7 @@ def _autoregressive(scheme: type[Autoregressive], key, features, transforms, ord
     if mixing not in ("reverse", "random", "linear"):
         raise ValueError(f"mixing must be 'reverse', 'random' or 'linear', got {mixing!r}")
     made: list[Bijector] = []
-    for i, k in enumerate(jax.random.split(key, transforms)):
+    for i, k in enumerate(split(key, transforms)):
         if mixing == "reverse":
             this = first[:: (-1) ** i]
         else:
@@ -324,7 +325,7 @@ def _steps(
         )  # fmt: skip
 
     def step(number, shape, moved):
-        linear_key, coupling_key = jax.random.split(jax.random.fold_in(key, number))
+        linear_key, coupling_key = split(jax.random.fold_in(key, number))
         size, channels = math.prod(shape), shape[-1]
         made: list[Bijector] = [ActNorm.init(channels)] if normalize else []
         if linear and channels > 1:
@@ -364,7 +365,7 @@ def ffjord(
     options |= dict(
         trace=trace or ("exact" if width <= 10 else "hutchinson"), adjoint=adjoint, rtol=rtol, atol=atol
     )
-    return tuple(FFJORD.init(k, width, **options) for k in jax.random.split(key, transforms))
+    return tuple(FFJORD.init(k, width, **options) for k in split(key, transforms))
 
 
 # Elementwise ------------------------------------------------------------------------------------
@@ -383,7 +384,7 @@ def elementwise(
     :param hidden: of the network of the context, if any.
     """
     options = dict(context=context, hidden=hidden, scalar=scalar, activation=activation)
-    keys = jax.random.split(key, transforms)
+    keys = split(key, transforms)
     return tuple(Elementwise.init(k, math.prod(features), **options) for k in keys)
 
 

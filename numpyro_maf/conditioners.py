@@ -21,7 +21,8 @@ from jax import lax
 from jax.tree_util import register_dataclass
 
 from numpyro_maf.bijectors import static
-from numpyro_maf.nets import ACTIVATIONS, check_hidden, initial_biases, normal
+from numpyro_maf.nets import ACTIVATIONS, check_hidden, initial_biases
+from numpyro_maf.rng import normal, split
 
 __all__ = ["MLP", "ConvNet"]
 
@@ -48,13 +49,13 @@ class MLP:
         """
         hidden = check_hidden(hidden, activation)
         widths = (inputs, *hidden, math.prod(outputs))
-        *keys, bias_key = jax.random.split(key, len(widths))
+        *keys, bias_key = split(key, len(widths))
         weights = [normal(k, (a, b)) / math.sqrt(max(a, 1)) for k, a, b in zip(keys, widths, widths[1:])]
         weights[-1] = 0.1 * weights[-1]
         initial = np.asarray(initial, jnp.result_type(float))
         initial = np.broadcast_to(initial[..., None], outputs).ravel()
         net = cls(tuple(weights), (*initial_biases(bias_key, hidden), initial), tuple(outputs), activation)
-        return jax.tree.map(jnp.asarray, net)
+        return jax.device_put(net)
 
     @property
     def inputs(self) -> int:

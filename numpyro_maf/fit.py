@@ -21,6 +21,7 @@ from numpyro_maf.bijectors import Standardize
 from numpyro_maf.dequantize import Dequantize
 from numpyro_maf.flow import Flow
 from numpyro_maf.made import Made
+from numpyro_maf.rng import as_key, generator, split
 
 __all__ = ["FitResult", "fit", "fit_loss", "fit_mixture", "train"]
 
@@ -117,7 +118,7 @@ def fit_loss(
     weights = np.ones(n) if weights is None else _finite("weights", weights, 1)
     if weights.shape != (n,) or (weights < 0).any() or not weights.any():
         raise ValueError(f"weights must be ({n},), not negative and not all 0")
-    key, split_key = jax.random.split(jax.random.key(key) if isinstance(key, int) else key)
+    key, split_key = split(as_key(key))
     held_out = held_out_rows(split_key, validation, n)
     for rows, what in [(~held_out, "train on"), (held_out, "validate on")]:
         if rows.any() and not weights[rows].any():
@@ -236,7 +237,7 @@ def train(
     resident = sum(a.nbytes for a in data) <= _RESIDENT
     if resident:
         weights, *data = (_with_room(np.asarray(a), _room(len(weights))) for a in (weights, *data))
-    key, valid_key = jax.random.split(key)
+    key, valid_key = split(key)
     chunk = max(batch_size, 1024 if len(valid) > 1024 else 256)
     state, best, mean = jax.jit(optimizer.init)(params), params, params
     train_loss, validation_loss, best_epoch, best_loss, taken, turned = [], [], -1, np.inf, 0, -1
@@ -244,7 +245,7 @@ def train(
     bar = tqdm(range(max_epochs), disable=not progress, desc="fit", unit="epoch")
     try:
         for epoch in bar:
-            key, epoch_key = jax.random.split(key)
+            key, epoch_key = split(key)
             sums = np.zeros(2)
             for part in _feed(epoch_key, data, weights, order.permutation(rows), batch_size, resident):
                 params, state, mean, losses, sum_ = _epoch(
@@ -322,12 +323,7 @@ def _room(count: int) -> int:
 def _with_room(a, room):
     """An array on the device, with copies of its last row in the room that is left."""
     left = room - len(a)
-    return jnp.asarray(np.concatenate([a, np.repeat(a[-1:], left, 0)]) if left else a)
-
-
-def generator(key) -> np.random.Generator:
-    """NumPy's random numbers from a key, for what is chosen on the host: nothing has to be compiled."""
-    return np.random.default_rng(np.asarray(jax.random.key_data(key)))
+    return jax.device_put(np.concatenate([a, np.repeat(a[-1:], left, 0)]) if left else a)
 
 
 def _batches(rows, size, room):
@@ -466,4 +462,4 @@ def scaling(x, rows, weights, inner: Callable = lambda part: part) -> Standardiz
         mean, count = mean + (own - mean) * total / new, count + total
     sd = np.sqrt(square / np.maximum(count, 1e-300))
     sd = np.where(sd > 1e-10 * np.maximum(np.abs(mean), 1e-30), sd, 1.0)
-    return Standardize(jnp.asarray(mean, float), jnp.asarray(sd, float))
+    return Standardize(*jax.device_put((mean, sd)))

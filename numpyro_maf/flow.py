@@ -157,11 +157,10 @@ class Flow:
         """
         if not self.context or not self.bijectors or self.event_scale is None or self.regression is not None:
             raise ValueError("regressed takes a flow of real vectors with context and without a regression")
-        rows = np.asarray(x)
-        for transform in (*self.outer[::-1], self.event_scale):
-            rows = np.asarray(transform.inv(rows))
+        rows = _undone((*self.outer[::-1], self.event_scale), np.asarray(x))
         layer = Regression.init(self.features, self.context)
-        return self.with_regression(layer.initialized(rows, self._scaled(np.asarray(context))))
+        scaled = _undone((self.context_scale,), self._checked(np.asarray(context)))
+        return self.with_regression(layer.initialized(rows, scaled))
 
     def with_regression(self, layer: Regression) -> Flow:
         """With this linear regression; see :meth:`regressed`."""
@@ -201,12 +200,15 @@ class Flow:
         return to_box, Probit() if gaussian else Logit()
 
     def _scaled(self, context):
+        return self.context_scale._inverse(self._checked(context))  # type: ignore[union-attr]
+
+    def _checked(self, context):
         shape = jnp.shape(context)
         if not shape or shape[-1] != self.context:
             raise ValueError(
                 f"context has width {shape[-1] if shape else '() (a scalar)'}, flow expects {self.context}"
             )
-        return self.context_scale._inverse(context)  # type: ignore[union-attr]
+        return context
 
     def __call__(self, context=None) -> FlowDistribution | MADE:
         """The distribution, given ``context`` of shape ``(..., C)`` if the flow takes one.
@@ -231,6 +233,14 @@ class Flow:
             base = base.expand((self.features,)).to_event(1)
         scale = [] if self.event_scale is None else [self.event_scale]
         return FlowDistribution(base, [*self._prefix, *bijectors, *scale, *self.outer])
+
+
+@jax.jit
+def _undone(transforms, x):
+    """Inverses of transforms, one after the other."""
+    for transform in transforms:
+        x = transform.inv(x)
+    return x
 
 
 # Builders are registered here -----------------------------------------------------------------------
@@ -268,8 +278,8 @@ def builder(make: Callable) -> Callable[..., Flow]:
             raise ValueError(f"base must take no context or one of width {context}, got {base.context}")
         return Flow(
             bijectors=parts,
-            event_scale=Standardize(jnp.zeros(width), jnp.ones(width)) if continuous else None,
-            context_scale=Standardize(jnp.zeros(context), jnp.ones(context)) if context else None,
+            event_scale=Standardize.identity(width) if continuous else None,
+            context_scale=Standardize.identity(context) if context else None,
             base=base,
             config=json.dumps(config, sort_keys=True, default=_to_json),
         )

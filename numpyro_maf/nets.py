@@ -34,6 +34,7 @@ from jax import lax
 from jax.tree_util import register_dataclass
 
 from numpyro_maf.bijectors import static
+from numpyro_maf.rng import normal, split
 
 __all__ = ["ACTIVATIONS", "Layers", "MaskedMLP", "masks_of", "sweep"]
 
@@ -150,7 +151,7 @@ class MaskedMLP:
         hidden = check_hidden(hidden, activation)
         shapes: list[tuple[int, ...]] = [(hidden[0], inputs, features), *zip(hidden[1:], hidden[:-1])]
         shapes += [(outputs, features, hidden[-1])]
-        *keys, context_key, bias_key = jax.random.split(key, len(shapes) + 2)
+        *keys, context_key, bias_key = split(key, len(shapes) + 2)
         initial = np.asarray(initial, jnp.result_type(float))
         initial = np.broadcast_to(initial[:, None] if initial.ndim == 1 else initial, (outputs, features))
         net = cls(
@@ -168,7 +169,7 @@ class MaskedMLP:
         if context_weight is not None:
             context_weight = context_weight * scales[0][:, 0].astype(context_weight.dtype)
         skip = np.zeros((outputs, features, inputs, features), initial.dtype) if direct else None
-        return jax.tree.map(jnp.asarray, cls(weights, net.biases, context_weight, activation, skip))
+        return jax.device_put(cls(weights, net.biases, context_weight, activation, skip))
 
     @property
     def features(self) -> int:
@@ -253,20 +254,10 @@ def check_hidden(hidden, activation: str) -> tuple[int, ...]:
     return hidden
 
 
-def normal(key, shape):
-    """As ``jax.random.normal``, number for number, but compiled for few sizes; outside of jit in NumPy."""
-    size = math.prod(shape)
-    room = max(2**12, 1 << (size - 1).bit_length())
-    drawn: Any = jax.random.normal(key, (room,))  # each number depends on its place alone
-    if not isinstance(drawn, jax.core.Tracer):
-        drawn = np.asarray(drawn)
-    return drawn[:size].reshape(shape)
-
-
 def initial_biases(key, hidden) -> list[Any]:
     """Random biases of the hidden layers, so that few inputs bend in many places."""
     # From zero biases all units bend at the mean: worse in most rows of benchmarks/density.py.
-    keys = jax.random.split(key, len(hidden))
+    keys = split(key, len(hidden))
     return [0.5 * normal(k, (width,)) for k, width in zip(keys, hidden)]
 
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -20,6 +19,7 @@ from numpyro_maf.builders import nsf
 from numpyro_maf.fit import fit
 from numpyro_maf.flow import Flow, from_spec
 from numpyro_maf.module import flow_module
+from numpyro_maf.rng import as_key, split
 from numpyro_maf.sites import Sites
 
 __all__ = ["Joint", "fit_sites", "sample_sites"]
@@ -90,7 +90,7 @@ def fit_sites(
         inside = np.asarray(support(values[name]))
         if not inside.all():
             raise ValueError(f"samples of {name!r} lie outside its support {support}")
-    init_key, fit_key = jax.random.split(jax.random.key(key) if isinstance(key, int) else key)
+    init_key, fit_key = split(as_key(key))
     flow = builder(init_key, sites.width)
     return Joint(fit(fit_key, flow, vector, **options).flow, sites)
 

@@ -73,7 +73,7 @@ class Sites:
                 which = "has infinitely many values" if discrete else "is discrete"
                 raise ValueError(f"site {name!r} {which}; only continuous sites map to the reals")
             ends = [jax.tree.leaves(t[name]["fn"].support) for t in (trace, other)]
-            if not all(jnp.array_equal(a, b) for a, b in zip(*ends)):
+            if not all(np.array_equal(a, b) for a, b in zip(*ends)):
                 raise ValueError(f"the support of site {name!r} depends on other sites")
         return cls(
             tuple(s["fn"].support for s in chosen.values()),

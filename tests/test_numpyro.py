@@ -368,7 +368,7 @@ def test_arviz_makes_no_announcement(tmp_path):
 
 PACKAGE = pathlib.Path(nm.__file__).parent
 LAYERS = [
-    {"_arviz"},
+    {"_arviz", "rng"},
     {"bijectors", "diagnostics", "datasets", "parametric", "elbo", "embeddings"},
     {"conditionals", "scalars", "distributions"},
     {"nets", "splines", "images", "sites"},

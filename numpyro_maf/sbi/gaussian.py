@@ -21,6 +21,7 @@ from jax.scipy.linalg import solve_triangular
 from jax.scipy.special import logsumexp
 
 from numpyro_maf.conditioners import MLP
+from numpyro_maf.rng import split
 from numpyro_maf.sbi.densities import prior_draws
 from numpyro_maf.sbi.neural import Task
 from numpyro_maf.sbi.posterior import Posterior, Setting
@@ -114,7 +115,7 @@ def fit_gaussians(
     """
     last = {name: np.asarray(value)[-(fresh or len(value)) :] for name, value in sims.items()}
     last = Simulations(last, None, getattr(sims, "args", ()), getattr(sims, "kwargs", {}))
-    task_key, net_key, prior_key, fit_key = jax.random.split(key, 4)
+    task_key, net_key, prior_key, fit_key = split(key, 4)
     task = Task.of(
         task_key, model, last, observed, embedding=embedding, missing=missing, latent=latent,
         model_args=model_args, model_kwargs=model_kwargs, validation=validation,

@@ -33,6 +33,7 @@ from numpyro_maf.conditioners import MLP
 from numpyro_maf.distributions import is_real, of_one_number
 from numpyro_maf.fit import fit, held_out_rows, scaling, train
 from numpyro_maf.flow import Flow
+from numpyro_maf.rng import as_key, split
 from numpyro_maf.sbi.simulator import parameters, swap
 from numpyro_maf.sbi.view import Summary, View, axes_of, embedding_of, training, usable_rows
 from numpyro_maf.sites import bijection, run_once
@@ -72,8 +73,7 @@ def nle(
     :param options: of :func:`~numpyro_maf.fit`.
     :raises ValueError: when simulations failed, unless told what to do, and for sites that are not there.
     """
-    key = jax.random.key(key) if isinstance(key, int) else key
-    init_key, fit_key = jax.random.split(key)
+    init_key, fit_key = split(as_key(key))
     args, kwargs = _call(sims, model_args, model_kwargs)
     theta, x, support = _pairs(model, args, kwargs, sims, site, latent)
     theta, x = _without_failures("nle", failures, [theta, x])
@@ -123,8 +123,7 @@ def nre(
     :param options: of :func:`~numpyro_maf.fit`.
     :raises ValueError: as for :func:`nle`.
     """
-    key = jax.random.key(key) if isinstance(key, int) else key
-    init_key, split_key, fit_key = jax.random.split(key, 3)
+    init_key, split_key, fit_key = split(as_key(key), 3)
     args, kwargs = _call(sims, model_args, model_kwargs)
     observed = (observed,) if isinstance(observed, str) else tuple(observed)
     trace = run_once(model, args, kwargs)

@@ -29,6 +29,7 @@ from numpyro_maf.builders import made, nsf
 from numpyro_maf.completion import complete
 from numpyro_maf.fit import choose, held_out_rows, scaling, train
 from numpyro_maf.flow import Flow, from_spec
+from numpyro_maf.rng import as_key, split
 from numpyro_maf.sbi.densities import log_prior
 from numpyro_maf.sbi.posterior import Posterior, Setting, columns_of
 from numpyro_maf.sbi.view import Summary, View, axes_of, embedding_of, training, usable_rows
@@ -130,7 +131,8 @@ class NeuralPosterior:
         """
         arrays, batch = self.view.arrays(observation)
         contexts = _contexts(self.summary, self.members, self.weights, self.view, arrays)
-        contexts = contexts.reshape(self.members, *batch, contexts.shape[-1])
+        if batch != contexts.shape[1:-1]:
+            contexts = contexts.reshape(self.members, *batch, contexts.shape[-1])
         posterior = FlowPosterior(self, contexts, {k: jnp.asarray(observation[k]) for k in self.view.names})
         if warn and not batch:
             found = posterior.surprise
@@ -277,8 +279,7 @@ def npe(
         ``average`` (0.995), ``max_epochs``, ``patience``, ``optimizer``, ``progress``.
     :raises ValueError: for sites that are not there, supports that depend on other sites, and too few rows.
     """
-    key = jax.random.key(key) if isinstance(key, int) else key
-    init_key, task_key, fit_key = jax.random.split(key, 3)
+    init_key, task_key, fit_key = split(as_key(key), 3)
     task = Task.of(
         task_key, model, sims, observed, embedding=embedding, ensemble=ensemble, latent=latent,
         missing=missing, model_args=model_args, model_kwargs=model_kwargs, weights=weights,
@@ -292,14 +293,14 @@ def npe(
         kept = np.array(sites.columns) > 0
         rows = np.flatnonzero(~task.held_out)
         scale = scaling(task.vector, rows, task.weights, lambda part: np.where(kept, 0, part))
-        flows = replace(flows, event_scale=jax.tree.map(lambda a: jnp.stack([a] * ensemble), scale))
+        flows = replace(flows, event_scale=_stacked(*[scale] * ensemble))
     starts = [flows]
     if real and not task.summary.is_trained and flows.bijectors and regression is not False:
         some = task.some[~task.held_out[task.some]]
-        first = jax.tree.map(lambda a: a[0], flows)
-        layer = first.regressed(task.vector[some], task.contexts(some)[0]).regression
-        layers = [layer] if regression else [jax.tree.map(jnp.zeros_like, layer), layer]
-        starts = [flows.with_regression(jax.tree.map(lambda a: jnp.stack([a] * ensemble), a)) for a in layers]
+        contexts = np.asarray(task.contexts(1, task.networks))[0, ~task.held_out[task.some]]
+        layer = _first(flows).regressed(task.vector[some], contexts).regression
+        layers = [layer] if regression else [jax.tree.map(np.zeros_like, layer), layer]
+        starts = [flows.with_regression(_stacked(*[layer] * ensemble)) for layer in layers]
     elif regression:
         raise ValueError("regression takes a flow of real sites, and no embedding")
     loss: Callable = _Loss(task.summary)
@@ -313,7 +314,7 @@ def npe(
     starts = [(start.weights, start) for start in starts]
     trained, networks, flows, losses = task.train(fit_key, loss, starts, data, **options)
     flows = flows.with_weights(trained)
-    seen = np.asarray(_contexts(task.summary, ensemble, networks, task.view, task.some_arrays))[0]
+    seen = np.asarray(task.contexts(ensemble, networks))[0]
     return NeuralPosterior(
         flows, networks, task.view, _typical(seen), sites, task.summary, task.setting, losses, task.excluded
     )
@@ -374,28 +375,25 @@ class Task:
         if weights is not None and np.shape(weights) != (count,):
             raise ValueError(f"weights must be ({count},), one for each simulation, got {np.shape(weights)}")
         weights = np.ones(len(rows)) if weights is None else pick(np.asarray(weights))
-        split_key, net_key = jax.random.split(key)
+        split_key, net_key = split(key)
         validation = pick(np.asarray(validation)) if np.ndim(validation) else validation
         held_out = held_out_rows(split_key, validation, len(rows))
         some = np.sort(np.random.default_rng(0).permutation(len(rows))[:8192])
         axes = [axes_of(embedding_of(embedding, n, observed), np.ndim(sims[n]) - 1) for n in observed]
         view = View.of(supports, dict(zip(observed, arrays)), some, axes, missing)
-        some_arrays = tuple(jnp.asarray(a[some], float) for a in arrays)
+        some_arrays = tuple(np.asarray(a[some], jnp.result_type(float)) for a in arrays)
         two = tuple(a[:2] for a in some_arrays)
         summary, weights_of = Summary.of(view, embedding, two)
         networks = _members(weights_of, net_key, ensemble)
-        first = jax.tree.map(lambda a: a[0], networks)
-        width = jax.eval_shape(lambda a: summary(first, view(a)), two).shape[-1]
+        width = jax.eval_shape(lambda a: summary(_first(networks), view(a)), two).shape[-1]
         return cls(
             Setting(model, args, kwargs), sites, vector, view, arrays, summary, networks, width, weights,
             held_out, some, some_arrays, count - len(rows),
         )  # fmt: skip
 
-    def contexts(self, rows):
-        """Summaries of some rows by networks that are not trained, ``(members, R, C)``."""
-        arrays = tuple(jnp.asarray(a[rows], float) for a in self.arrays)
-        members = len(jax.tree.leaves(self.networks)[0]) if self.summary.is_trained else 1
-        return _contexts(self.summary, members, self.networks, self.view, arrays)
+    def contexts(self, members, networks):
+        """Summaries of :attr:`some` rows, ``(members, R, C)``."""
+        return _contexts(self.summary, members, networks, self.view, self.some_arrays)
 
     def train(self, key, loss, starts, data, **options):
         """Minimise a loss of ``(params, networks)`` and ``(fixed, view)``.
@@ -488,13 +486,22 @@ def _typical(seen):
     kept = values > 1e-6 * values.max()
     whitening = vectors[:, kept] / np.sqrt(values[kept])
     distances = np.sort(np.linalg.norm((seen - mean) @ whitening, axis=1))
-    return jnp.asarray(mean), jnp.asarray(whitening), jnp.asarray(distances)
+    return jax.device_put((mean, whitening, distances))
 
 
 def _members(make, key, count):
     """What a function makes of keys, stacked."""
-    made = [make(k) for k in jax.random.split(key, count)]
-    return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *made)
+    return _stacked(*(make(k) for k in split(key, count)))
+
+
+def _stacked(*trees):
+    """Trees of the same structure as one, a leading axis counting them."""
+    return jax.device_put(jax.tree.map(lambda *leaves: np.stack(leaves), *trees))
+
+
+def _first(tree):
+    """The first of trees that were stacked."""
+    return jax.tree.map(lambda a: np.asarray(a)[0], tree)
 
 
 def each_member(function, *trees):

@@ -30,6 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import logsumexp
 
+from numpyro_maf.rng import as_key, split
 from numpyro_maf.sbi.densities import log_prior, prior_draws
 from numpyro_maf.sbi.gaussian import fit_gaussians
 from numpyro_maf.sbi.likelihood import nle, nre
@@ -144,7 +145,7 @@ def snre(key, model, observation, *, rounds: int = 10, simulations: int = 1000, 
 
 def _rounds(key, model, observation, rounds, simulations, method, options):
     done: tuple[Round, ...] = ()
-    for k in jax.random.split(jax.random.key(key) if isinstance(key, int) else key, rounds):
+    for k in split(as_key(key), rounds):
         if method in ("nle", "nre") and len(done) < rounds - 1:
             few = {"num_particles": max(simulations, 2000), **options}  # these are proposals only
         else:
@@ -182,7 +183,7 @@ def next_round(
     """
     setting = Setting(model, tuple(model_args), dict(model_kwargs or {}))
     observed = tuple(observation)
-    propose_key, run_key, train_key, draw_key, smc_key = jax.random.split(key, 5)
+    propose_key, run_key, train_key, draw_key, smc_key = split(key, 5)
     last = before[-1] if before else None
     _check(method, options)
     missing = observed if options.get("missing") else ()
@@ -228,14 +229,14 @@ def _truncated(key, last, setting, count, epsilon):
 
     Where the region is too small to be hit, by importance resampling of the posterior's draws.
     """
-    draw_key, prior_key, choice_key = jax.random.split(key, 3)
+    draw_key, prior_key, choice_key = split(key, 3)
     posterior = last.posterior
     sites = posterior.sites
     own = posterior.sample(draw_key, (10_000,))
     threshold = float(jnp.quantile(posterior.log_prob(own), epsilon))
     kept, tried, inside = [], 0, 0
     while inside < count and tried < 50 * 20_000:
-        prior_key, now = jax.random.split(prior_key)
+        prior_key, now = split(prior_key)
         drawn = prior_draws(setting, posterior.observation, now, 20_000)
         drawn = {name: drawn[name] for name in sites.names}
         fits = np.asarray(posterior.log_prob(drawn) >= threshold)

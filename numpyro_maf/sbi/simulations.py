@@ -34,6 +34,7 @@ from numpyro.primitives import Messenger
 from tqdm.auto import tqdm
 
 from numpyro_maf.bijectors import static
+from numpyro_maf.rng import as_key
 from numpyro_maf.sbi.simulator import host_call, host_keys, is_traceable, parameters
 
 __all__ = ["Simulations", "runs", "simulate"]
@@ -109,7 +110,7 @@ def simulate(
     """
     if int(num_simulations) != num_simulations or num_simulations < 1:
         raise ValueError(f"num_simulations must be a positive integer, got {num_simulations!r}")
-    key = jax.random.key(key) if isinstance(key, int) else key
+    key = as_key(key)
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)
     given = {name: np.asarray(value) for name, value in (given or {}).items()}

@@ -22,7 +22,7 @@ from jax import lax
 from jax.scipy.special import logsumexp
 from tqdm.auto import tqdm
 
-from numpyro_maf.fit import generator
+from numpyro_maf.rng import as_key, generator, split
 from numpyro_maf.sbi.densities import Densities, prior_draws
 from numpyro_maf.sbi.posterior import Posterior, Setting
 from numpyro_maf.sites import Sites
@@ -93,7 +93,7 @@ def smc(
     setting = Setting(model, tuple(model_args), dict(model_kwargs or {}))
     likelihoods = dict(likelihoods or {})
     sites = Sites.of(setting.conditioned(observation), None, setting.args, setting.kwargs)
-    prior_key, key = jax.random.split(jax.random.key(key) if isinstance(key, int) else key)
+    prior_key, key = split(as_key(key))
     drawn = prior_draws(setting, observation, prior_key, num_particles)
     parts = sites, likelihoods, {name: jnp.asarray(value) for name, value in observation.items()}
     particles, log_evidence = temper(
@@ -109,7 +109,7 @@ def temper(key, densities, parts, particles, *, moves=10, last_moves=50, progres
     beta, log_evidence = 0.0, 0.0
     with tqdm(total=1.0, disable=not progress, desc="smc", bar_format="{desc}: {percentage:.0f}%") as bar:
         while beta < 1:
-            key, step_key = jax.random.split(key)
+            key, step_key = split(key)
             new, gain, particles, scores = _advance(step_key, beta, particles, scores)
             log_evidence, rise, beta = log_evidence + float(gain), float(new) - beta, float(new)
             count = moves if beta < 1 else last_moves

@@ -20,6 +20,7 @@ from numpyro_maf.bijectors import Standardize, static
 from numpyro_maf.distributions import of_one_number
 from numpyro_maf.embeddings import Embedding
 from numpyro_maf.encoders import as_network, encoder_from_spec, encoder_to_spec
+from numpyro_maf.rng import split
 
 __all__ = ["Summary", "View", "axes_of", "embedding_of", "training", "usable_rows"]
 
@@ -61,19 +62,19 @@ class View:
             floor = np.min(part, where=part > 0, initial=np.inf) / 2 if is_positive else 0.0
             floor = floor if np.isfinite(floor) else 1e-30
             part = np.log(np.maximum(part, floor)) if is_positive else part
-            floors.append(jnp.asarray(floor, float))
+            floors.append(floor)
             over = tuple(range(count + 1))
             known = ~np.isnan(part)
             total = np.maximum(known.sum(over), 1)
             mean = np.nansum(part, over) / total
             sd = np.sqrt(np.nansum((part - mean) ** 2, over) / total)
             sd = np.where(sd > 1e-10 * np.maximum(np.abs(mean), 1e-30), sd, 1.0)
-            scales.append(Standardize(jnp.asarray(mean, float), jnp.asarray(sd, float)))
+            scales.append(Standardize(mean, sd))
             kurtosis = np.nansum(((part - mean) / sd) ** 4, over) / total
-            heavy.append(jnp.asarray(kurtosis > _HEAVY, float))
+            heavy.append(np.where(kurtosis > _HEAVY, 1.0, 0.0))
         ranks = tuple(np.ndim(sims[name]) - 1 for name in supports)
-        data = tuple(scales), tuple(heavy), tuple(floors)
-        return cls(*data, tuple(supports), ranks, positive, missing)
+        view = cls(tuple(scales), tuple(heavy), tuple(floors), tuple(supports), ranks, positive, missing)
+        return jax.device_put(view)
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -97,19 +98,21 @@ class View:
         :raises ValueError: for names that are missing, shapes that do not fit, NaN that is not expected, and
             negative numbers at a positive site.
         """
-        arrays, batch = self.rows(values)
+        arrays, batch = self.rows({name: np.asarray(value) for name, value in values.items()})
         for name, a, is_positive in zip(self.names, arrays, self.positive):
-            if not self.missing and not bool(jnp.isfinite(a).all()):
+            if not self.missing and not np.isfinite(a).all():
                 raise ValueError(f"{name!r} is not finite; networks for missing numbers need missing=True")
-            if is_positive and bool((a < 0).any()):
-                raise ValueError(f"{name!r} must be positive, got {float(jnp.nanmin(a))}")
+            if is_positive and (a < 0).any():
+                raise ValueError(f"{name!r} must be positive, got {np.nanmin(a)}")
         return arrays, batch
 
     def rows(self, values) -> tuple[Any, ...]:
         """As :meth:`arrays`, also of tracers, whose numbers cannot be looked at."""
         if set(self.names) - set(values):
             raise ValueError(f"the observation needs the sites {list(self.names)}, got {sorted(values)}")
-        arrays = tuple(jnp.asarray(values[name], float) for name in self.names)
+        host = (np.ndarray, np.generic)
+        given = [a if isinstance(a, host) else jnp.asarray(a) for a in map(values.get, self.names)]
+        arrays = tuple(a.astype(jnp.result_type(float)) for a in given)
         batch = arrays[0].shape[: arrays[0].ndim - self.ranks[0]]
         for name, a, rank, scale in zip(self.names, arrays, self.ranks, self.scales):
             if a.ndim < rank or a.shape[: a.ndim - rank] != batch:
@@ -155,7 +158,7 @@ class Summary:
         seen = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), jax.eval_shape(view, example))
 
         def made(key):
-            keys = jax.random.split(key, len(seen))
+            keys = split(key, len(seen))
             return [
                 ({}, _flat) if e is None else as_network(e, k, x, present)
                 for e, k, (x, present) in zip(chosen, keys, seen)

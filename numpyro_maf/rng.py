@@ -1,0 +1,49 @@
+# Copyright Contributors to the numpyro_maf project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Random numbers of a set-up, drawn once: JAX's own, but not compiled anew for every shape.
+
+Outside of ``jit`` JAX compiles an operation for each shape that it meets. Drawing the weights of one network
+so takes longer than training it for a while; here few sizes are drawn, and cut on the host.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+__all__ = ["as_key", "generator", "normal", "split"]
+
+KEYS = 8
+
+
+def as_key(key):
+    """A key from an integer; keys stay as they are."""
+    return jax.random.key(key) if isinstance(key, int) else key
+
+
+def split(key, count: int = 2) -> list[Any]:
+    """Keys as from ``jax.random.split``; up to eight of them are cut from eight."""
+    typed = jax.numpy.issubdtype(key.dtype, jax.dtypes.prng_key)
+    if count > KEYS or not typed or jax.numpy.ndim(key) or isinstance(key, jax.core.Tracer):
+        return list(jax.random.split(key, count))
+    rows = np.asarray(jax.random.key_data(jax.random.split(key, KEYS)))
+    return [jax.random.wrap_key_data(row, impl=jax.random.key_impl(key)) for row in rows[:count]]
+
+
+def normal(key, shape):
+    """As ``jax.random.normal``, number for number; outside of jit a NumPy array."""
+    size = math.prod(shape)
+    room = max(2**12, 1 << (size - 1).bit_length())
+    drawn: Any = jax.random.normal(key, (room,))  # each number depends on its place alone
+    if not isinstance(drawn, jax.core.Tracer):
+        drawn = np.asarray(drawn)
+    return drawn[:size].reshape(shape)
+
+
+def generator(key) -> np.random.Generator:
+    """NumPy's random numbers from a key, for what is chosen on the host: nothing has to be compiled."""
+    return np.random.default_rng(np.asarray(jax.random.key_data(key)))
