@@ -61,7 +61,7 @@ def fit(key, flow: Flow, x, context=None, *, dequantize: Dequantize | None = Non
         scalings that the flow has; ``regression``, True to start from a linear regression on the context
         (:meth:`Flow.regressed`), None to try both and keep what validates better; and of :func:`train`:
         ``batch_size``, ``learning_rate``, ``max_epochs``, ``patience``, ``optimizer``, ``average``,
-        ``anneal``, ``progress``.
+        ``anneal``, ``tolerance``, ``progress``.
     :raises ValueError: for shapes that do not fit, and data or weights that are not finite.
     :raises FloatingPointError: when the loss stops being finite; the message names step and leaf.
     """
@@ -195,6 +195,7 @@ def train(
     optimizer: optax.GradientTransformation | None = None,
     average: float = 0.0,
     anneal: float = 1.0,
+    tolerance: float = 0.0,
     progress: bool = True,
 ):
     """Minimise the weighted mean of a loss by rows; keep the parameters that validate best.
@@ -221,6 +222,8 @@ def train(
         hundred steps out. 0 for none.
     :param anneal: what the learning rate is multiplied by, going on from the best parameters, whenever half
         the patience has passed without improvement. 1 for never.
+    :param tolerance: by how much a loss must fall to count as an improvement in this; the best parameters are
+        kept in any case.
     :param progress: show a progress bar.
     :return: best parameters, training losses, validation losses, best epoch.
     :raises FloatingPointError: when the loss stops being finite.
@@ -240,20 +243,21 @@ def train(
     key, valid_key = split(key)
     chunk = max(batch_size, 1024 if len(valid) > 1024 else 256)
     state, best, mean = jax.jit(optimizer.init)(params), params, params
-    train_loss, validation_loss, best_epoch, best_loss, taken, turned = [], [], -1, np.inf, 0, -1
-    order = generator(key)
+    train_loss, validation_loss, best_epoch, best_loss, taken = [], [], -1, np.inf, 0
+    mark, marked, turned = np.inf, -1, -1
+    order, one_pass = generator(key), partial(_epoch, loss=loss, optimizer=optimizer)
     bar = tqdm(range(max_epochs), disable=not progress, desc="fit", unit="epoch")
     try:
         for epoch in bar:
             key, epoch_key = split(key)
             sums = np.zeros(2)
             for part in _feed(epoch_key, data, weights, order.permutation(rows), batch_size, resident):
-                params, state, mean, losses, sum_ = _epoch(
-                    params, state, mean, average, rate, fixed, *part, loss=loss, optimizer=optimizer
-                )
+                run = partial(one_pass, params, state, mean, average, rate, fixed)
+                params, state, mean, losses, sum_ = run(*part)
                 losses = np.asarray(losses)[: part[-1]]
                 if not np.isfinite(losses).all():
                     step = int(np.argmin(np.isfinite(losses)))
+                    params, *_ = run(*part[:-1], step)  # as they were when it failed
                     _report(loss, params, fixed, part, step, taken + step)
                 sums, taken = sums + np.asarray(sum_), taken + len(losses)
             train_loss.append(float(sums[0] / sums[1]))
@@ -265,10 +269,12 @@ def train(
             current = (validation_loss or train_loss)[-1]
             if current < best_loss:
                 best, best_loss, best_epoch = mean, current, epoch
+            if current < mark - tolerance:
+                mark, marked = current, epoch
             bar.set_postfix(loss=f"{train_loss[-1]:.4f}", best=f"{best_loss:.4f}")
-            if epoch - best_epoch >= patience:
+            if epoch - marked >= patience:
                 break
-            if anneal != 1 and epoch - max(best_epoch, turned) >= patience / 2:
+            if anneal != 1 and epoch - max(marked, turned) >= patience / 2:
                 rate, turned, params, mean = anneal * rate, epoch, best, best
     except KeyboardInterrupt:
         bar.write("interrupted: keeping the best so far")
@@ -280,11 +286,11 @@ def train(
 def choose(key, loss, starts, data, *, weights, batch_size: int = 256, max_epochs: int = 1000, **options):
     """Of several starts ``(params, fixed)`` the one that validates best after a trial of each.
 
-    A trial is 20 epochs, of many rows fewer: 2000 steps. Arguments as for :func:`train`.
+    A trial is 20 epochs, of many rows fewer: 1000 steps. Arguments as for :func:`train`.
     """
     if len(starts) == 1:
         return starts[0]
-    epochs = min(max(2000 * batch_size // len(weights), 1), 20, max_epochs)
+    epochs = min(max(1000 * batch_size // len(weights), 1), 20, max_epochs)
     options |= dict(batch_size=batch_size, max_epochs=epochs, average=0.0, progress=False, weights=weights)
 
     def least(start):
@@ -351,26 +357,23 @@ def _batch_loss(params, loss, fixed, data, weights, batch):
 
 @partial(jax.jit, static_argnames=("loss", "optimizer"))
 def _epoch(params, state, mean, average, rate, fixed, data, weights, key, batches, steps, *, loss, optimizer):
-    """One pass over the training rows; parameters stay as they were at a step that fails."""
+    """One pass over the training rows. The loss of a step whose gradient is not finite is NaN."""
     keys = _keys(key, batches)
 
     def step(i, carry):
-        params, state, mean, alive, values, totals = carry
+        params, state, mean, values, totals = carry
         value_and_grad = jax.value_and_grad(_batch_loss, has_aux=True)
         batch = keys[i], batches[i]
         (value, total), gradient = value_and_grad(params, loss, fixed, data, weights, batch)
-        alive &= jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(gradient))
-        updates, new_state = optimizer.update(gradient, state, params)
-        new_params = optax.apply_updates(params, jax.tree.map(lambda u: rate * u, updates))
-        keep = partial(jax.tree.map, partial(jnp.where, alive))
-        params, state = keep(new_params, params), keep(new_state, state)
+        value = jnp.where(jnp.isfinite(optax.tree.norm(gradient)), value, jnp.nan)
+        updates, state = optimizer.update(gradient, state, params)
+        params = optax.apply_updates(params, jax.tree.map(lambda u: rate * u, updates))
         mean = jax.tree.map(lambda m, p: p + average * (m - p), mean, params)
-        values = values.at[i].set(jnp.where(alive, value, jnp.nan))
-        return params, state, mean, alive, values, totals.at[i].set(total)
+        return params, state, mean, values.at[i].set(value), totals.at[i].set(total)
 
     zeros = jnp.zeros(len(batches), weights.dtype)
-    carry = lax.fori_loop(0, steps, step, (params, state, mean, True, zeros, zeros))
-    params, state, mean, _, values, totals = carry
+    carry = lax.fori_loop(0, steps, step, (params, state, mean, zeros, zeros))
+    params, state, mean, values, totals = carry
     return params, state, mean, values, (jnp.sum(values * totals), totals.sum())
 
 

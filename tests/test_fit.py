@@ -227,6 +227,16 @@ def test_annealed_steps_settle_where_long_ones_do_not():
     np.testing.assert_allclose(settled["mean"], 1.0, atol=1e-4)
 
 
+def test_small_gains_do_not_prolong_training_but_are_kept():
+    """The loss (x - m)^2 halves at each step, 2, 1, ..., 1/8, which is 0.1 above none but 1/64 and less."""
+    options = dict(patience=3, max_epochs=50, optimizer=optax.sgd(0.5 * (1 - 0.5**0.5)))
+    best, losses, _, epoch = train_mean(np.full(1, 2**0.5), tolerance=0.1, **options)
+    np.testing.assert_allclose(losses, 2 * 0.5 ** np.arange(len(losses)), rtol=1e-5)
+    assert epoch == len(losses) - 1 == 7 + 3
+    assert float(best["mean"]) > 1.3
+    assert len(train_mean(np.full(1, 2**0.5), **options)[1]) == 50
+
+
 def test_fit_returns_the_best_epoch():
     held_out = np.arange(300) >= 40
     result = quick(

@@ -276,7 +276,7 @@ def npe(
     :param model_args: of the model, with ``model_kwargs``; those of ``simulate`` by default.
     :param options: of :func:`~numpyro_maf.fit`: ``weights``, ``validation``, ``batch_size`` (by
         default a 64th of the rows, but 64, 128 or 256), ``learning_rate`` (0.005), ``anneal`` (0.3),
-        ``average`` (0.995), ``max_epochs``, ``patience``, ``optimizer``, ``progress``.
+        ``average`` (0.995), ``tolerance`` (0.01), ``max_epochs``, ``patience``, ``optimizer``, ``progress``.
     :raises ValueError: for sites that are not there, supports that depend on other sites, and too few rows.
     """
     init_key, task_key, fit_key = split(as_key(key), 3)

@@ -219,9 +219,10 @@ def training(rows: int, options: dict[str, Any]) -> dict[str, Any]:
     """Options of training with this field's defaults: small batches, annealed steps and averaged weights.
 
     Simulations are few and networks overfit them: noise in the gradient and its average over steps both help.
+    A hundredth of a nat is not worth a wait: it would take thousands of rows to see it.
     """
     batch_size = min(max(2 ** int(math.log2(max(rows // 64, 1))), 64), 256)
-    defaults = {"batch_size": batch_size, "learning_rate": 5e-3, "average": 0.995, "anneal": 0.3}
+    defaults = dict(batch_size=batch_size, learning_rate=5e-3, average=0.995, anneal=0.3, tolerance=0.01)
     return defaults | options
 
 
