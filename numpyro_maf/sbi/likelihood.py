@@ -158,7 +158,7 @@ def nre(
     net = MLP.init(init_key, width, (1, 1), hidden=hidden)
     scale = scaling(theta, np.flatnonzero(~held_out), weights)
     ratio = Ratio(net, networks, view, scale, summary)
-    options = training(n, options)
+    options = training(n, {"tolerance": 1e-3} | options)  # a choice among a few saturates
     if options["batch_size"] < 2 * contrasts:
         raise ValueError(f"{contrasts} contrasts need a batch_size of {2 * contrasts} or more")
     params = net, networks

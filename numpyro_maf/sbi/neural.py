@@ -308,7 +308,7 @@ def npe(
     if atoms:
         if options.get("batch_size", atoms) < atoms:
             raise ValueError(f"{atoms} atoms need a batch_size as large, got {options['batch_size']}")
-        loss = _AtomicLoss(task.summary, atoms)
+        loss, options = _AtomicLoss(task.summary, atoms), {"tolerance": 1e-3} | options
         about = {name: jnp.asarray(sims[name][:1])[0] for name in task.view.names}
         data[1:1] = [np.asarray(log_prior(task.setting, sites, about, task.vector))]
     starts = [(start.weights, start) for start in starts]
