@@ -249,7 +249,7 @@ def train(
     bar = tqdm(range(max_epochs), disable=not progress, desc="fit", unit="epoch")
     try:
         for epoch in bar:
-            key, epoch_key = split(key)
+            key, epoch_key = jax.random.split(key)
             sums = np.zeros(2)
             for part in _feed(epoch_key, data, weights, order.permutation(rows), batch_size, resident):
                 run = partial(one_pass, params, state, mean, average, rate, fixed)

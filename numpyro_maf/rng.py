@@ -13,6 +13,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 __all__ = ["as_key", "generator", "normal", "split"]
@@ -26,16 +27,19 @@ def as_key(key):
 
 
 def split(key, count: int = 2) -> list[Any]:
-    """Keys as from ``jax.random.split``; up to eight of them are cut from eight."""
-    typed = jax.numpy.issubdtype(key.dtype, jax.dtypes.prng_key)
-    if count > KEYS or not typed or jax.numpy.ndim(key) or isinstance(key, jax.core.Tracer):
+    """Keys as from ``jax.random.split``; up to eight of them are cut from eight.
+
+    For a set-up: the keys pass through the host, which a loop should not wait for.
+    """
+    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    if count > KEYS or not typed or jnp.ndim(key) or isinstance(key, jax.core.Tracer):
         return list(jax.random.split(key, count))
     rows = np.asarray(jax.random.key_data(jax.random.split(key, KEYS)))
     return [jax.random.wrap_key_data(row, impl=jax.random.key_impl(key)) for row in rows[:count]]
 
 
 def normal(key, shape):
-    """As ``jax.random.normal``, number for number; outside of jit a NumPy array."""
+    """As ``jax.random.normal`` of this shape, number for number; outside of jit a NumPy array."""
     size = math.prod(shape)
     room = max(2**12, 1 << (size - 1).bit_length())
     drawn: Any = jax.random.normal(key, (room,))  # each number depends on its place alone

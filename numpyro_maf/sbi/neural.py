@@ -86,7 +86,7 @@ class NeuralPosterior:
         :raises TypeError: for networks of other libraries, and supports that are none of NumPyro's own.
         """
         return {
-            "flow": jax.tree.map(lambda a: a[0], self.flows).spec,
+            "flow": _first(self.flows).spec,
             "members": self.members,
             "sites": self.sites.spec,
             "view": self.view.spec,
@@ -101,7 +101,7 @@ class NeuralPosterior:
         """A posterior without model of the structure that :attr:`spec` describes, with fresh weights."""
 
         def members(tree):
-            return jax.tree.map(lambda a: jnp.stack([a] * spec["members"]), tree)
+            return _stacked(*[tree] * spec["members"])
 
         view = View.from_spec(spec["view"])
         summary, weights_of = Summary.from_spec(spec["summary"], view)
@@ -131,8 +131,7 @@ class NeuralPosterior:
         """
         arrays, batch = self.view.arrays(observation)
         contexts = _contexts(self.summary, self.members, self.weights, self.view, arrays)
-        if batch != contexts.shape[1:-1]:
-            contexts = contexts.reshape(self.members, *batch, contexts.shape[-1])
+        contexts = contexts.reshape(self.members, *batch, contexts.shape[-1])
         posterior = FlowPosterior(self, contexts, {k: jnp.asarray(observation[k]) for k in self.view.names})
         if warn and not batch:
             found = posterior.surprise

@@ -183,7 +183,7 @@ def next_round(
     """
     setting = Setting(model, tuple(model_args), dict(model_kwargs or {}))
     observed = tuple(observation)
-    propose_key, run_key, train_key, draw_key, smc_key = split(key, 5)
+    propose_key, run_key, train_key, draw_key, smc_key = split(as_key(key), 5)
     last = before[-1] if before else None
     _check(method, options)
     missing = observed if options.get("missing") else ()
@@ -236,7 +236,7 @@ def _truncated(key, last, setting, count, epsilon):
     threshold = float(jnp.quantile(posterior.log_prob(own), epsilon))
     kept, tried, inside = [], 0, 0
     while inside < count and tried < 50 * 20_000:
-        prior_key, now = split(prior_key)
+        prior_key, now = jax.random.split(prior_key)
         drawn = prior_draws(setting, posterior.observation, now, 20_000)
         drawn = {name: drawn[name] for name in sites.names}
         fits = np.asarray(posterior.log_prob(drawn) >= threshold)

@@ -109,7 +109,7 @@ def temper(key, densities, parts, particles, *, moves=10, last_moves=50, progres
     beta, log_evidence = 0.0, 0.0
     with tqdm(total=1.0, disable=not progress, desc="smc", bar_format="{desc}: {percentage:.0f}%") as bar:
         while beta < 1:
-            key, step_key = split(key)
+            key, step_key = jax.random.split(key)
             new, gain, particles, scores = _advance(step_key, beta, particles, scores)
             log_evidence, rise, beta = log_evidence + float(gain), float(new) - beta, float(new)
             count = moves if beta < 1 else last_moves

@@ -98,7 +98,7 @@ class View:
         :raises ValueError: for names that are missing, shapes that do not fit, NaN that is not expected, and
             negative numbers at a positive site.
         """
-        arrays, batch = self.rows({name: np.asarray(value) for name, value in values.items()})
+        arrays, batch = self.rows({k: np.asarray(value) for k, value in values.items() if k in self.names})
         for name, a, is_positive in zip(self.names, arrays, self.positive):
             if not self.missing and not np.isfinite(a).all():
                 raise ValueError(f"{name!r} is not finite; networks for missing numbers need missing=True")
@@ -110,7 +110,7 @@ class View:
         """As :meth:`arrays`, also of tracers, whose numbers cannot be looked at."""
         if set(self.names) - set(values):
             raise ValueError(f"the observation needs the sites {list(self.names)}, got {sorted(values)}")
-        host = (np.ndarray, np.generic)
+        host = (np.ndarray, np.generic)  # these stay there, where a cast compiles nothing
         given = [a if isinstance(a, host) else jnp.asarray(a) for a in map(values.get, self.names)]
         arrays = tuple(a.astype(jnp.result_type(float)) for a in given)
         batch = arrays[0].shape[: arrays[0].ndim - self.ranks[0]]
