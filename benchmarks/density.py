@@ -22,8 +22,8 @@ import numpy as np
 import optax
 
 import numpyro_maf as nm
-from numpyro_maf.conditionals import Mixture, Normal
-from numpyro_maf.fit import train
+from numpyro_maf.flows.conditionals import Mixture, Normal
+from numpyro_maf.train.loop import train
 
 HIDDEN, BATCH = (64, 64), 128
 EPOCHS = {"digits": 150, "occupancy": 40}

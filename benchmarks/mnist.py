@@ -21,8 +21,8 @@ import numpy as np
 import optax
 
 import numpyro_maf as nm
-from numpyro_maf.conditionals import Bernoulli
 from numpyro_maf.datasets import load_binarized_mnist
+from numpyro_maf.flows.conditionals import Bernoulli
 
 BATCH = 200
 SHIFTS = [(0, 0)] + [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)]

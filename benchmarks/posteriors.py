@@ -32,7 +32,7 @@ from numpyro.infer.reparam import NeuTraReparam
 
 import numpyro_maf as nm
 from numpyro_maf.diagnostics import c2st, psis
-from numpyro_maf.importance import draw_and_score
+from numpyro_maf.inference.checks import draw_and_score
 
 # The models -------------------------------------------------------------------------------------
 

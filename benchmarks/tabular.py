@@ -32,8 +32,8 @@ import numpy as np
 import optax
 
 import numpyro_maf as nm
-from numpyro_maf.conditionals import Mixture
 from numpyro_maf.datasets import Splits, load_tabular
+from numpyro_maf.flows.conditionals import Mixture
 
 NAMES = ("power", "gas", "hepmass", "miniboone", "bsds300")
 

@@ -20,8 +20,8 @@ import numpyro.distributions as dist
 import optax
 
 import numpyro_maf as nm
-from numpyro_maf.conditionals import Mixture
 from numpyro_maf.datasets import two_moons, two_moons_log_prob
+from numpyro_maf.flows.conditionals import Mixture
 
 NOISE, BATCH = 0.1, 512
 WIDE = dict(hidden=(64, 64))

@@ -3,30 +3,11 @@
 
 """Masked autoregressive flows and their family, as NumPyro distributions."""
 
-from numpyro_maf import conditionals
 from numpyro_maf._version import __version__
-from numpyro_maf.autoregressive import (
-    Autoregressive,
-    Coupling,
-    Elementwise,
-    InverseAutoregressive,
-    MaskedAutoregressive,
-)
-from numpyro_maf.bijectors import (
-    ActNorm,
-    Bijector,
-    Chain,
-    Inverse,
-    Logit,
-    LULinear,
-    Part,
-    Permute,
-    Probit,
-    Regression,
-    Reshape,
-    Standardize,
-)
-from numpyro_maf.builders import (
+from numpyro_maf.flows import conditionals
+from numpyro_maf.flows.autoregressive import Autoregressive, InverseAutoregressive, MaskedAutoregressive
+from numpyro_maf.flows.bijectors import Bijector, Chain, Inverse, Part
+from numpyro_maf.flows.builders import (
     circular,
     elementwise,
     ffjord,
@@ -40,23 +21,27 @@ from numpyro_maf.builders import (
     nsf,
     realnvp,
 )
-from numpyro_maf.completion import Completer, complete, fit_completer
-from numpyro_maf.dequantize import Dequantize, bits_per_dimension
-from numpyro_maf.distill import distill
-from numpyro_maf.distributions import FlowDistribution
-from numpyro_maf.elbo import PathELBO
-from numpyro_maf.fit import FitResult, fit, fit_mixture
-from numpyro_maf.flow import Flow, from_spec
-from numpyro_maf.guides import AutoAmortized, AutoFlow, AutoIAF, AutoMAF
+from numpyro_maf.flows.coupling import Coupling, Elementwise
+from numpyro_maf.flows.distributions import FlowDistribution
+from numpyro_maf.flows.flow import Flow, from_spec
+from numpyro_maf.flows.latent import attribute, decode, encode, interpolate
+from numpyro_maf.flows.linear import ActNorm, LULinear, Permute, Regression, Standardize
+from numpyro_maf.flows.mades import MADE
+from numpyro_maf.flows.ode import FFJORD
+from numpyro_maf.flows.scalars import Additive, Affine, Compose, MixtureCDF, Scalar
+from numpyro_maf.flows.splines import CircularSpline, PiecewiseLinear, PiecewiseQuadratic, RQSpline
+from numpyro_maf.flows.supports import Logit, Probit, Reshape
 from numpyro_maf.hmm import HMM
-from numpyro_maf.importance import GuideCheck, check_guide
+from numpyro_maf.inference.amortized import AutoAmortized
+from numpyro_maf.inference.checks import GuideCheck, check_guide
+from numpyro_maf.inference.completion import Completer, complete, fit_completer
+from numpyro_maf.inference.distillation import distill
+from numpyro_maf.inference.elbo import PathELBO
+from numpyro_maf.inference.guides import AutoFlow, AutoIAF, AutoMAF
+from numpyro_maf.inference.learned_priors import Joint, fit_sites, sample_sites
+from numpyro_maf.inference.modules import flow_module, random_flow_module
 from numpyro_maf.inference_data import to_arviz
 from numpyro_maf.io import load, save
-from numpyro_maf.latent import attribute, decode, encode, interpolate
-from numpyro_maf.made import MADE
-from numpyro_maf.module import flow_module, random_flow_module
-from numpyro_maf.ode import FFJORD
-from numpyro_maf.priors import Joint, fit_sites, sample_sites
 from numpyro_maf.sbi import (
     Sequential,
     Simulations,
@@ -71,8 +56,8 @@ from numpyro_maf.sbi import (
     snpe,
     snre,
 )
-from numpyro_maf.scalars import Additive, Affine, Compose, MixtureCDF, Scalar
-from numpyro_maf.splines import CircularSpline, PiecewiseLinear, PiecewiseQuadratic, RQSpline
+from numpyro_maf.train.dequantize import Dequantize, bits_per_dimension
+from numpyro_maf.train.likelihood import FitResult, fit, fit_mixture
 
 __all__ = [
     "GuideCheck",

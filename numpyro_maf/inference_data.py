@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from numpyro_maf._arviz import import_arviz
-from numpyro_maf.sites import run_once
+from numpyro_maf.traces import run_once
 
 __all__ = ["to_arviz"]
 

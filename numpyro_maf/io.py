@@ -16,9 +16,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from numpyro_maf.flow import Flow, from_spec
-from numpyro_maf.made import Made
-from numpyro_maf.priors import Joint
+from numpyro_maf.flows.flow import Flow, from_spec
+from numpyro_maf.flows.mades import Made
+from numpyro_maf.inference.learned_priors import Joint
 from numpyro_maf.sbi import NeuralPosterior, Ratio
 
 __all__ = ["load", "save"]

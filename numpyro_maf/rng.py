@@ -10,20 +10,51 @@ so takes longer than training it for a while; here few sizes are drawn, and cut 
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["as_key", "generator", "normal", "split"]
+__all__ = ["as_key", "as_shape", "generator", "normal", "split"]
 
 KEYS = 8
 
 
-def as_key(key):
-    """A key from an integer; keys stay as they are."""
-    return jax.random.key(key) if isinstance(key, int) else key
+def as_key(key) -> Any:
+    """A typed key, from an integer, an old key of two ``uint32`` numbers, or a typed key.
+
+    :raises TypeError: for anything else.
+    """
+    if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
+        return jax.random.key(int(key))
+    dtype = getattr(key, "dtype", None)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        return key
+    if dtype is not None and dtype == np.uint32 and np.ndim(key) >= 1:
+        return jax.random.wrap_key_data(jnp.asarray(key))
+    if dtype is not None and jnp.issubdtype(dtype, jnp.integer) and np.ndim(key) == 0:
+        return jax.random.key(key)
+    raise TypeError(f"key must be an integer or made by jax.random.key, got {type(key).__name__}")
+
+
+def as_shape(sample_shape) -> tuple[int, ...]:
+    """A shape, from an integer or a sequence of integers: ``10`` is ``(10,)``.
+
+    :raises TypeError: for anything else.
+    """
+    if isinstance(sample_shape, (int, np.integer)) and not isinstance(sample_shape, bool):
+        return (int(sample_shape),)
+    try:
+        shape = tuple(operator.index(n) for n in sample_shape)
+    except TypeError:
+        raise TypeError(
+            f"sample_shape must be an integer or a tuple of integers, got {sample_shape!r}"
+        ) from None
+    if any(n < 0 for n in shape):
+        raise ValueError(f"sample_shape must not be negative, got {shape}")
+    return shape
 
 
 def split(key, count: int = 2) -> list[Any]:

@@ -14,8 +14,8 @@ import numpyro.distributions as dist
 import pytest
 
 import numpyro_maf as nm
-from numpyro_maf.conditionals import Mixture
-from numpyro_maf.nets import MaskedMLP
+from numpyro_maf.flows.conditionals import Mixture
+from numpyro_maf.nn.masked import MaskedMLP
 
 jax.config.update(
     "jax_compilation_cache_dir",

@@ -30,7 +30,7 @@ from numpyro.distributions.batch_util import vmap_over
 from numpyro.distributions.transforms import AffineTransform, ComposeTransform
 
 import numpyro_maf as nm
-from numpyro_maf.nets import MaskedMLP
+from numpyro_maf.nn.masked import MaskedMLP
 
 each_case_of = partial(parametrize, "case")
 each_context_bijector = each_case_of(BIJECTORS, lambda case: case.context > 0)

@@ -12,7 +12,7 @@ import pytest
 from conftest import BIJECTORS, FLOWS, bound, inside, parametrize, shaken
 
 import numpyro_maf as nm
-from numpyro_maf.conditionals import Mixture, Normal
+from numpyro_maf.flows.conditionals import Mixture, Normal
 
 FACTOR = np.array([[1.0, 0.0, 0.0], [0.8, 0.6, 0.0], [-0.5, 0.9, 0.7]])
 LOC = np.array([1.0, -2.0, 0.5])

@@ -10,7 +10,7 @@ import numpyro.distributions as dist
 import pytest
 
 import numpyro_maf as nm
-from numpyro_maf.embeddings import GRU, Attention, Conv, DeepSet
+from numpyro_maf.nn.embeddings import GRU, Attention, Conv, DeepSet
 from numpyro_maf.sbi import Simulator
 
 EMBEDDINGS = {

@@ -12,7 +12,7 @@ import pytest
 from numpyro.distributions import constraints
 
 import numpyro_maf as nm
-from numpyro_maf.fit import train
+from numpyro_maf.train.loop import train
 
 quick = partial(nm.fit, progress=False, max_epochs=3)
 TRUTH = dist.MultivariateNormal(jnp.array([1.0, -2.0]), covariance_matrix=jnp.array([[1.0, 0.8], [0.8, 1.5]]))

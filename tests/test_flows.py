@@ -31,7 +31,7 @@ from safetensors.numpy import load_file, save_file
 from scipy import stats
 
 import numpyro_maf as nm
-from numpyro_maf.flow import BUILDERS
+from numpyro_maf.flows.flow import BUILDERS
 
 close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
 

@@ -18,8 +18,8 @@ from numpyro.infer.reparam import NeuTraReparam
 
 import numpyro_maf as nm
 from numpyro_maf.diagnostics import c2st, psis
-from numpyro_maf.encoders import as_network
-from numpyro_maf.guides import fit_gaussian
+from numpyro_maf.inference.gaussian import fit_gaussian
+from numpyro_maf.nn.adapters import as_network
 
 GUIDES = {
     "flow": partial(nm.AutoFlow, builder=partial(nm.nsf, transforms=1, hidden=(8,))),

@@ -10,7 +10,7 @@ import pytest
 from conftest import shaken
 
 import numpyro_maf as nm
-from numpyro_maf import images
+from numpyro_maf.flows import images
 
 # Geometry ----------------------------------------------------------------------------------------
 

@@ -16,8 +16,8 @@ from numpyro.contrib.control_flow import scan
 from numpyro.distributions import constraints
 
 import numpyro_maf as nm
-from numpyro_maf.conditionals import Bernoulli, Categorical, Mixture, Normal
-from numpyro_maf.parametric import parametric_from_spec
+from numpyro_maf.flows.conditionals import Bernoulli, Categorical, Mixture, Normal
+from numpyro_maf.flows.parametric import parametric_from_spec
 
 DISCRETE = (Categorical(3), Bernoulli(), Categorical(2), Bernoulli())
 STATES = np.array(list(itertools.product(range(3), range(2), range(2), range(2))))

@@ -1,6 +1,7 @@
 """Flows inside NumPyro: inference with known answers, handlers, plates, imports."""
 
 import ast
+import graphlib
 import os
 import pathlib
 import subprocess
@@ -367,35 +368,27 @@ def test_arviz_makes_no_announcement(tmp_path):
 
 
 PACKAGE = pathlib.Path(nm.__file__).parent
-LAYERS = [
-    {"_arviz", "rng"},
-    {"bijectors", "diagnostics", "datasets", "parametric", "elbo", "embeddings"},
-    {"conditionals", "scalars", "distributions"},
-    {"nets", "splines", "images", "sites"},
-    {"conditioners", "inference_data"},
-    {"encoders", "importance"},
-    {"autoregressive"},
-    {"made", "ode"},
-    {"flow"},
-    {"builders", "dequantize", "latent", "module", "hmm"},
-    {"fit"},
-    {"completion", "distill", "guides", "priors"},
+# Rooms of the house from the ground up: a file imports rooms below its own, or files beside it in its folder.
+FLOORS = [
+    {"rng", "pytrees", "traces", "_version", "_arviz", "datasets"},
+    {"nn", "diagnostics", "hmm", "plots", "inference_data"},
+    {"flows"},
+    {"train"},
+    {"inference"},
     {"sbi"},
     {"io"},
 ]
-SBI_LAYERS = [
-    {"simulator", "view"},
-    {"simulations", "likelihood"},
-    {"posterior"},
-    {"densities"},
-    {"neural", "smc"},
-    {"calibration", "gaussian"},
-    {"sequential"},
-]
+# Public paths of what lives elsewhere.
+PATHS = {"embeddings", "conditionals", "encoders", "guides", "sites", "flow"}
 
 
-def own_imports(path, depth=1):
-    """Which of the package's modules, or of those of a folder in it, a file imports, wherever in it."""
+def module_of(path):
+    """``("flows", "sweep")`` of a file."""
+    return path.relative_to(PACKAGE).with_suffix("").parts
+
+
+def own_imports(path):
+    """The package's modules that a file imports, wherever in it."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path.name} imports relatively"
@@ -405,22 +398,32 @@ def own_imports(path, depth=1):
         else:
             continue
         for name in names:
-            parts = name.split(".")
-            if parts[:depth] == ["numpyro_maf", *path.relative_to(PACKAGE).parts[: depth - 1]]:
-                yield parts[depth]
+            parts = tuple(name.split("."))
+            if parts[0] == "numpyro_maf":
+                yield parts[1:]
 
 
-@pytest.mark.parametrize(
-    ("layers", "depth", "folders"), [(LAYERS, 1, ["", "datasets", "sbi"]), (SBI_LAYERS, 2, ["sbi"])]
-)
-def test_imports_go_down(layers, depth, folders):
-    level = {name: i for i, names in enumerate(layers) for name in names}
-    paths = [path for folder in folders for path in (PACKAGE / folder).glob("*.py")]
-    paths = [path for path in paths if path.relative_to(PACKAGE).parts[depth - 1 :] != ("__init__.py",)]
-    modules = {path: path.relative_to(PACKAGE).parts[depth - 1].removesuffix(".py") for path in paths}
-    assert set(level) <= set(modules.values())
-    for path, name in modules.items():
-        for imported in set(own_imports(path, depth)) - {name}:
-            assert imported in level, f"{name} imports {imported}, which is in no layer"
-            above = level.get(name, len(layers))
-            assert level[imported] < above, f"{name} imports {imported}, which is not below it"
+def test_imports_go_down():
+    level = {name: i for i, names in enumerate(FLOORS) for name in names}
+    beside = {}
+    for path in PACKAGE.rglob("*.py"):
+        module = module_of(path)
+        if module[0] in ("__init__", "examples") or module[0] in PATHS:
+            continue
+        assert module[0] in level, f"{path.name} is on no floor"
+        for parts in own_imports(path):
+            assert parts[0] in level, f"{path.name} imports {parts}, which is on no floor"
+            if parts[0] != module[0]:
+                assert level[parts[0]] < level[module[0]], f"{path.name} imports {parts}, which is not below"
+            elif module[-1] != "__init__" and len(parts) > 1:
+                beside.setdefault(module, set()).add((module[0], parts[1]))
+    graphlib.TopologicalSorter(beside).prepare()  # raises CycleError for a circle
+
+
+def test_no_module_is_named_as_what_it_defines():
+    public = set(nm.__all__) - {"conditionals"}
+    for path in PACKAGE.rglob("*.py"):
+        *_, name = module_of(path)
+        assert name not in public, f"{path} would be shadowed by the public name"
+        defined = {n.name for n in ast.parse(path.read_text()).body if isinstance(n, ast.FunctionDef)}
+        assert name not in defined, f"{path} shares its name with a function in it"

@@ -12,7 +12,7 @@ from numpyro.infer.autoguide import AutoNormal
 from numpyro.infer.initialization import init_to_value
 
 import numpyro_maf as nm
-from numpyro_maf.sites import Sites
+from numpyro_maf.inference.sites import Sites
 
 SMALL = dict(progress=False, max_epochs=60, learning_rate=3e-3, patience=10)
 

@@ -15,7 +15,7 @@ from scipy import stats
 from scipy.special import expit, softmax
 
 import numpyro_maf as nm
-from numpyro_maf.parametric import KINDS, parametric_from_spec
+from numpyro_maf.flows.parametric import KINDS, parametric_from_spec
 
 POINTS = 9
 each_spline = pytest.mark.parametrize("name", ["spline", "spline-2"])

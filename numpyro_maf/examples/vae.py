@@ -27,9 +27,9 @@ from numpyro import handlers
 from numpyro.infer import SVI, Predictive, Trace_ELBO
 
 from numpyro_maf import AutoAmortized, elementwise, flow_module, iaf, maf
-from numpyro_maf.conditioners import MLP
-from numpyro_maf.importance import draw_and_score
-from numpyro_maf.scalars import Affine
+from numpyro_maf.flows.scalars import Affine
+from numpyro_maf.inference.checks import draw_and_score
+from numpyro_maf.nn.mlp import MLP
 
 CODE, PIXELS, LEVELS = 8, 64, 16
 PRIORS = {

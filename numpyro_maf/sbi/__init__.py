@@ -10,7 +10,7 @@ from numpyro_maf.sbi.posterior import Posterior, Setting
 from numpyro_maf.sbi.sequential import Round, Sequential, next_round, snle, snpe, snre
 from numpyro_maf.sbi.simulations import Simulations, simulate
 from numpyro_maf.sbi.simulator import Simulator
-from numpyro_maf.sbi.smc import ParticlePosterior, smc
+from numpyro_maf.sbi.tempering import ParticlePosterior, smc
 
 __all__ = [
     "Calibration", "FlowPosterior", "NeuralPosterior", "ParticlePosterior", "Posterior", "Ratio",

@@ -20,13 +20,13 @@ import numpy as np
 from jax.scipy.linalg import solve_triangular
 from jax.scipy.special import logsumexp
 
-from numpyro_maf.conditioners import MLP
+from numpyro_maf.inference.sites import Sites
+from numpyro_maf.nn.mlp import MLP
 from numpyro_maf.rng import split
 from numpyro_maf.sbi.densities import prior_draws
 from numpyro_maf.sbi.neural import Task
 from numpyro_maf.sbi.posterior import Posterior, Setting
 from numpyro_maf.sbi.simulations import Simulations
-from numpyro_maf.sites import Sites
 
 __all__ = ["GaussianEstimator", "GaussianPosterior", "fit_gaussians"]
 

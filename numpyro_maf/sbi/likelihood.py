@@ -27,16 +27,19 @@ from numpyro.distributions import constraints
 from numpyro.distributions.transforms import ReshapeTransform
 from numpyro.primitives import Messenger
 
-from numpyro_maf.bijectors import Standardize, static
-from numpyro_maf.builders import nsf
-from numpyro_maf.conditioners import MLP
-from numpyro_maf.distributions import is_real, of_one_number
-from numpyro_maf.fit import fit, held_out_rows, scaling, train
-from numpyro_maf.flow import Flow
+from numpyro_maf.flows.builders import nsf
+from numpyro_maf.flows.flow import Flow
+from numpyro_maf.flows.linear import Standardize
+from numpyro_maf.flows.supports import bijection, is_real, of_one_number
+from numpyro_maf.nn.mlp import MLP
+from numpyro_maf.pytrees import static
 from numpyro_maf.rng import as_key, split
 from numpyro_maf.sbi.simulator import parameters, swap
 from numpyro_maf.sbi.view import Summary, View, axes_of, embedding_of, training, usable_rows
-from numpyro_maf.sites import bijection, run_once
+from numpyro_maf.traces import run_once
+from numpyro_maf.train.data import held_out_rows, scaling
+from numpyro_maf.train.likelihood import fit
+from numpyro_maf.train.loop import train
 
 __all__ = ["Ratio", "RatioDistribution", "learned", "nle", "nre"]
 

@@ -24,16 +24,18 @@ import numpy as np
 from jax.scipy.special import logsumexp
 from jax.tree_util import register_dataclass
 
-from numpyro_maf.bijectors import static
-from numpyro_maf.builders import made, nsf
-from numpyro_maf.completion import complete
-from numpyro_maf.fit import choose, held_out_rows, scaling, train
-from numpyro_maf.flow import Flow, from_spec
+from numpyro_maf.flows.builders import made, nsf
+from numpyro_maf.flows.flow import Flow, from_spec
+from numpyro_maf.inference.completion import complete
+from numpyro_maf.inference.sites import Sites
+from numpyro_maf.pytrees import static
 from numpyro_maf.rng import as_key, split
 from numpyro_maf.sbi.densities import log_prior
 from numpyro_maf.sbi.posterior import Posterior, Setting, columns_of
 from numpyro_maf.sbi.view import Summary, View, axes_of, embedding_of, training, usable_rows
-from numpyro_maf.sites import Sites, run_once
+from numpyro_maf.traces import run_once
+from numpyro_maf.train.data import held_out_rows, scaling
+from numpyro_maf.train.loop import choose, train
 
 __all__ = ["FlowPosterior", "NeuralPosterior", "Surprise", "npe"]
 

@@ -21,15 +21,16 @@ from numpyro.distributions.transforms import biject_to
 from numpyro.infer import MCMC, NUTS
 from numpyro.infer.util import log_density
 
-from numpyro_maf import conditionals
-from numpyro_maf.builders import made, nsf
 from numpyro_maf.diagnostics import psis
-from numpyro_maf.fit import fit
-from numpyro_maf.importance import GuideCheck
+from numpyro_maf.flows import conditionals
+from numpyro_maf.flows.builders import made, nsf
+from numpyro_maf.inference.checks import GuideCheck
+from numpyro_maf.inference.learned_priors import Joint
+from numpyro_maf.inference.sites import Sites
 from numpyro_maf.inference_data import to_arviz
-from numpyro_maf.priors import Joint
 from numpyro_maf.sbi.simulations import Simulations, simulate
-from numpyro_maf.sites import Sites, latent_names
+from numpyro_maf.traces import latent_names
+from numpyro_maf.train.likelihood import fit
 
 __all__ = ["Posterior", "Setting", "columns_of"]
 

@@ -30,6 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import logsumexp
 
+from numpyro_maf.inference.sites import Sites
 from numpyro_maf.rng import as_key, split
 from numpyro_maf.sbi.densities import log_prior, prior_draws
 from numpyro_maf.sbi.gaussian import fit_gaussians
@@ -37,8 +38,7 @@ from numpyro_maf.sbi.likelihood import nle, nre
 from numpyro_maf.sbi.neural import npe
 from numpyro_maf.sbi.posterior import Posterior, Setting
 from numpyro_maf.sbi.simulations import Simulations, simulate
-from numpyro_maf.sbi.smc import smc
-from numpyro_maf.sites import Sites
+from numpyro_maf.sbi.tempering import smc
 
 __all__ = ["Round", "Sequential", "next_round", "snle", "snpe", "snre"]
 

@@ -33,7 +33,7 @@ from numpyro import handlers
 from numpyro.primitives import Messenger
 from tqdm.auto import tqdm
 
-from numpyro_maf.bijectors import static
+from numpyro_maf.pytrees import static
 from numpyro_maf.rng import as_key
 from numpyro_maf.sbi.simulator import host_call, host_keys, is_traceable, parameters
 

@@ -16,10 +16,11 @@ import numpy as np
 from jax.tree_util import register_dataclass
 from numpyro.distributions import constraints
 
-from numpyro_maf.bijectors import Standardize, static
-from numpyro_maf.distributions import of_one_number
-from numpyro_maf.embeddings import Embedding
-from numpyro_maf.encoders import as_network, encoder_from_spec, encoder_to_spec
+from numpyro_maf.flows.linear import Standardize
+from numpyro_maf.flows.supports import of_one_number
+from numpyro_maf.nn.adapters import as_network, encoder_from_spec, encoder_to_spec
+from numpyro_maf.nn.embeddings import Embedding
+from numpyro_maf.pytrees import static
 from numpyro_maf.rng import split
 
 __all__ = ["Summary", "View", "axes_of", "embedding_of", "training", "usable_rows"]

@@ -1,4 +1,4 @@
-"""How the files in v1 were written, by version 0.1 of this package (format version 1). It does not run on later ones.
+"""How the files in v1 were written: by version 0.1 of this package, format version 1. Later ones cannot.
 
 Each file lies beside log-densities that the same objects gave when they were written, in ``densities.json``.
 """

@@ -15,9 +15,9 @@ import optax
 from numpyro import handlers
 from numpyro.infer import SVI, Trace_ELBO
 
-from numpyro_maf.fit import FitResult
-from numpyro_maf.flow import Flow
-from numpyro_maf.module import flow_module
+from numpyro_maf.flows.flow import Flow
+from numpyro_maf.inference.modules import flow_module
+from numpyro_maf.train.likelihood import FitResult
 
 __all__ = ["distill"]
 

@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
-from numpyro_maf.bijectors import static
-from numpyro_maf.flow import Flow
+from numpyro_maf.flows.flow import Flow
+from numpyro_maf.pytrees import static
 
 __all__ = ["Dequantize", "bits_per_dimension"]
 

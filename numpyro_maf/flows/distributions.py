@@ -16,7 +16,8 @@ from numpyro.distributions.batch_util import promote_batch_shape, vmap_over
 from numpyro.distributions.transforms import ComposeTransform, biject_to
 from numpyro.distributions.util import sum_rightmost, validate_sample
 
-from numpyro_maf.bijectors import Bijector
+from numpyro_maf.flows.bijectors import Bijector
+from numpyro_maf.flows.supports import is_real
 
 __all__ = ["FlowDistribution", "Stacking"]
 
@@ -183,15 +184,3 @@ def _vmap_over_bijector(bijector: Bijector, **axes):
     for name in bijector.tree_flatten()[1][0]:
         object.__setattr__(mapped, name, axes.get(name))
     return mapped
-
-
-def is_real(support) -> bool:
-    """Whether a support is all of the reals, event axes aside."""
-    return of_one_number(support) is constraints.real
-
-
-def of_one_number(support):
-    """A support without its event axes."""
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return support

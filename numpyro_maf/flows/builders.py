@@ -14,27 +14,33 @@ import math
 import jax
 import numpy as np
 
-from numpyro_maf import conditionals, images
-from numpyro_maf.autoregressive import (
-    Autoregressive,
-    Coupling,
-    Elementwise,
-    InverseAutoregressive,
-    MaskedAutoregressive,
-)
-from numpyro_maf.bijectors import ActNorm, Bijector, LULinear, Permute, check_order
-from numpyro_maf.conditioners import ConvNet
-from numpyro_maf.flow import builder
-from numpyro_maf.made import Made
-from numpyro_maf.ode import FFJORD
+from numpyro_maf.flows import conditionals, images
+from numpyro_maf.flows.autoregressive import Autoregressive, InverseAutoregressive, MaskedAutoregressive
+from numpyro_maf.flows.bijectors import Bijector, check_order
+from numpyro_maf.flows.coupling import Coupling, Elementwise
+from numpyro_maf.flows.flow import builder
+from numpyro_maf.flows.linear import ActNorm, LULinear, Permute
+from numpyro_maf.flows.mades import Made
+from numpyro_maf.flows.ode import FFJORD
+from numpyro_maf.flows.scalars import Additive, Affine, Compose, MixtureCDF
+from numpyro_maf.flows.splines import CircularSpline, PiecewiseQuadratic, RQSpline
+from numpyro_maf.nn.conv import ConvNet
 from numpyro_maf.rng import split
-from numpyro_maf.scalars import Additive, Affine, Compose, MixtureCDF
-from numpyro_maf.splines import CircularSpline, PiecewiseQuadratic, RQSpline
 
 __all__ = [
-    "circular", "elementwise", "ffjord", "flowpp", "glow", "iaf", "made", "maf", "nice", "nis", "nsf",
+    "circular",
+    "elementwise",
+    "ffjord",
+    "flowpp",
+    "glow",
+    "iaf",
+    "made",
+    "maf",
+    "nice",
+    "nis",
+    "nsf",
     "realnvp",
-]  # fmt: skip
+]
 
 
 # Autoregressive ---------------------------------------------------------------------------------
@@ -311,7 +317,7 @@ def _steps(
     key, features, plan, *, context, hidden, scalar, activation, heads=None, normalize=False, linear=False,
     random=False,
 ):  # fmt: skip
-    """Bijectors of a plan (:func:`numpyro_maf.images.layers`): each step is normalised, mixed and coupled."""
+    """Bijectors of a plan, see :func:`~numpyro_maf.flows.images.layers`: normalise, mix, couple."""
     vector = len(features) == 1
 
     def conditioner(shape):

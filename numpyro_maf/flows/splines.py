@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from numpyro_maf.scalars import Scalar
+from numpyro_maf.flows.scalars import Scalar
 
 __all__ = ["CircularSpline", "PiecewiseLinear", "PiecewiseQuadratic", "RQSpline"]
 

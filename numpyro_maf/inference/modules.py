@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 
-from numpyro_maf.flow import Flow
+from numpyro_maf.flows.flow import Flow
 
 __all__ = ["flow_module", "random_flow_module"]
 

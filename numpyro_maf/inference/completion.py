@@ -19,12 +19,12 @@ from numpyro.distributions import constraints
 from numpyro.distributions.transforms import biject_to
 from numpyro.infer import MCMC, NUTS, init_to_value
 
-from numpyro_maf.bijectors import Bijector, Chain
-from numpyro_maf.distributions import FlowDistribution
-from numpyro_maf.fit import FitResult, fit_loss
-from numpyro_maf.flow import Flow
-from numpyro_maf.latent import decode, encode
-from numpyro_maf.made import MADE
+from numpyro_maf.flows.bijectors import Bijector, Chain
+from numpyro_maf.flows.distributions import FlowDistribution
+from numpyro_maf.flows.flow import Flow
+from numpyro_maf.flows.latent import decode, encode
+from numpyro_maf.flows.mades import MADE
+from numpyro_maf.train.likelihood import FitResult, fit_loss
 
 __all__ = ["Completer", "complete", "fit_completer"]
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 __all__ = ["Parametric", "parametric_from_spec"]
 
+
 KINDS: dict[str, dict[str, type[Parametric]]] = {}
 
 

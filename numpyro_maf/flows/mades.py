@@ -28,13 +28,17 @@ from numpyro.distributions import constraints
 from numpyro.distributions.batch_util import vmap_over
 from numpyro.distributions.util import validate_sample
 
-from numpyro_maf.autoregressive import enter, network
-from numpyro_maf.bijectors import Standardize, check_order, static, zeros_of
-from numpyro_maf.conditionals import Conditional
-from numpyro_maf.distributions import Stacking
-from numpyro_maf.nets import ACTIVATIONS, MaskedMLP, masks_of, sweep
+from numpyro_maf.flows.bijectors import check_order, zeros_of
+from numpyro_maf.flows.conditionals import Conditional
+from numpyro_maf.flows.distributions import Stacking
+from numpyro_maf.flows.linear import Standardize
+from numpyro_maf.flows.sweeps import enter, network, sweep
+from numpyro_maf.nn.init import ACTIVATIONS
+from numpyro_maf.nn.masked import MaskedMLP, masks_of
+from numpyro_maf.pytrees import static
 
 __all__ = ["MADE", "Made"]
+
 
 AGNOSTIC = {"order": (True, False), "connectivity": (False, True), "both": (True, True)}
 
@@ -61,7 +65,7 @@ class Made:
 
     @classmethod
     def init(cls, key, columns, *, context, hidden, activation, order, masks, agnostic, direct) -> Made:
-        """Random weights; arguments as for :func:`numpyro_maf.flow.made`."""
+        """Random weights; arguments as for :func:`numpyro_maf.made`."""
         columns = tuple(columns)
         order = tuple(range(len(columns))) if order is None else check_order(order, len(columns))
         if agnostic not in AGNOSTIC:

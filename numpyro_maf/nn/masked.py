@@ -1,30 +1,22 @@
 # Copyright Contributors to the numpyro_maf project.
 # SPDX-License-Identifier: Apache-2.0
 
-r"""Masked networks, and the sweep that evaluates one a dimension at a time at the cost of one pass.
+"""Masked networks: each output sees the inputs before it.
 
-A :class:`MaskedMLP` maps an event ``x`` to the parameters of D scalar maps so that those of
-dimension ``d`` see ``x[0], …, x[d-1]`` only (MADE, Germain et al. 2015). Every hidden unit has a
-*degree* ``m``: it sees the inputs below ``m`` and is seen by the outputs from ``m`` on. All masks
-follow from one comparison of degrees.
+A :class:`MaskedMLP` maps an event ``x`` to the parameters of D scalar maps so that those of dimension ``d``
+see ``x[0], …, x[d-1]`` only (MADE, Germain et al. 2015). Every hidden unit has a *degree* ``m``: it sees
+the inputs below ``m`` and is seen by the outputs from ``m`` on. All masks follow from one comparison of
+degrees. Units are sorted by degree, so the masked matrices are block-triangular, and
+:func:`numpyro_maf.flows.sweeps.sweep` finds the units that become computable with a dimension in the next
+few rows.
 
-Units are sorted by degree. Then, going through the dimensions in order, the units that become
-computable are the next few rows of every weight matrix, and nothing computed before changes:
-:func:`sweep` computes each unit once. It fills in blocks of dimensions: what earlier blocks
-contribute to a block is one matrix product, so that most of the arithmetic is large products and the
-sequential part stays small and in cache.
-
-Inside this module arrays are units first, batch last, ``(H, B)``: the rows a step needs are
-contiguous.
+Arrays are units first, batch last, ``(H, B)``.
 """
 
 from __future__ import annotations
 
-import math
-from bisect import bisect_left, bisect_right
-from collections.abc import Callable
+from bisect import bisect_right
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import jax
@@ -33,20 +25,14 @@ import numpy as np
 from jax import lax
 from jax.tree_util import register_dataclass
 
-from numpyro_maf.bijectors import static
+from numpyro_maf.nn.init import check_hidden, initial_biases
+from numpyro_maf.pytrees import static
 from numpyro_maf.rng import normal, split
 
-__all__ = ["ACTIVATIONS", "Layers", "MaskedMLP", "masks_of", "sweep"]
+__all__ = ["Layers", "MaskedMLP", "masks_of"]
+
 
 SKIP_SIZE = 2**16  # from so many numbers on, skipping a quarter of a matrix saves time
-
-ACTIVATIONS: dict[str, Callable] = {
-    "relu": jax.nn.relu,
-    "silu": jax.nn.silu,
-    "gelu": jax.nn.gelu,
-    "elu": jax.nn.elu,
-    "tanh": jnp.tanh,
-}
 
 
 @register_dataclass
@@ -240,171 +226,3 @@ def masks_of(places, degrees):
     last = places[:, None] >= degrees[-1]
     direct = (places[:, None] > places)[:, None, :]
     return first, *hidden, last, direct
-
-
-def check_hidden(hidden, activation: str) -> tuple[int, ...]:
-    """``hidden`` as a tuple of widths, or ValueError for bad widths or an unknown activation."""
-    if not isinstance(hidden, (tuple, list)):
-        raise TypeError(f"hidden must be a tuple of widths such as (64, 64), got {hidden!r}")
-    hidden = tuple(int(width) for width in hidden)
-    if not hidden or min(hidden) < 1:
-        raise ValueError(f"hidden must name one or more widths of at least 1, got {hidden}")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"unknown activation {activation!r}, expected one of {sorted(ACTIVATIONS)}")
-    return hidden
-
-
-def initial_biases(key, hidden) -> list[Any]:
-    """Random biases of the hidden layers, so that few inputs bend in many places."""
-    # From zero biases all units bend at the mean: worse in most rows of benchmarks/density.py.
-    keys = split(key, len(hidden))
-    return [0.5 * normal(k, (width,)) for k, width in zip(keys, hidden)]
-
-
-# The sweep ------------------------------------------------------------------------------------
-
-
-def sweep(layers: Layers, offsets, activate, emit, gains=None, data=(), *, rows, size, dtype):
-    """Evaluate a masked network whose inputs are made from its own outputs, in one pass.
-
-    For the dimensions in order: the units that see the inputs so far, then the outputs ``params`` of the
-    dimension, then ``inputs, result = emit(params, *data)``, the dimension's own inputs to the network.
-
-    :param layers: the masked matrices.
-    :param offsets: added before each activation, ``(H1, n), …, (P, D, n)``, n the batch or 1.
-    :param activate: ``activate(a, gain)`` of a hidden layer's rows, gain being those rows of ``gains``.
-    :param emit: rows in, rows out: ``(P, k, B), *(…, k, B) -> (Q, k, B), (R, k, B)``.
-    :param gains: None, or one ``(H, B)`` for each hidden layer.
-    :param data: arrays ``(…, D, B)``, handed to ``emit`` by rows.
-    :param rows: R, how many numbers ``emit`` results in for each dimension.
-    :param size: B.
-    :param dtype: of everything computed.
-    :return: all inputs ``(Q, D, B)`` and all results ``(R, D, B)``.
-    """
-    depth = len(layers.degrees)
-    features = layers.last.shape[1]
-    inputs = jnp.zeros((layers.first.shape[1], features, size), dtype)
-    results = jnp.zeros((rows, features, size), dtype)
-    units = [jnp.zeros((len(ms), size), dtype) for ms in layers.degrees]
-    gains = (None,) * depth if gains is None else gains
-
-    for block in _blocks(features, layers.degrees):
-        (low, high), own = block.dims, block.units
-        ranges = [slice(*r) for r in own]
-        # What earlier blocks contribute, all at once.
-        pre = [offset[r] for offset, r in zip(offsets, ranges)]
-        out = offsets[-1][:, low:high]
-        if low:
-            pre[0] = pre[0] + _dot(layers.first[ranges[0], :, :low], inputs[:, :low])
-        for l, weight in enumerate(layers.hidden):
-            if done := own[l][0]:
-                pre[l + 1] = pre[l + 1] + weight[ranges[l + 1], :done] @ units[l][:done]
-        if done := own[-1][0]:
-            out = out + layers.last[:, low:high, :done] @ units[-1][:done]
-        if low and layers.direct is not None:
-            out = out + jnp.tensordot(layers.direct[:, low:high, :, :low], inputs[:, :low], 2)
-        # What the block contributes to itself, a group of dimensions at a time.
-        local = Layers(
-            first=layers.first[ranges[0], :, low:high],
-            hidden=tuple(w[ranges[l + 1], ranges[l]] for l, w in enumerate(layers.hidden)),
-            last=layers.last[:, low:high, ranges[-1]],
-            degrees=(),
-            direct=None if layers.direct is None else layers.direct[:, low:high, :, low:high],
-        )
-        local_gains = [g if g is None else g[r] for g, r in zip(gains, ranges)]
-        local_data = [a[..., low:high, :] for a in data]
-        made = _within_block(
-            block, local, pre, out, activate, emit, local_gains, local_data, rows, size, dtype
-        )
-        inputs = inputs.at[:, low:high].set(made[0])
-        results = results.at[:, low:high].set(made[1])
-        units = [u.at[r].set(h) for u, r, h in zip(units, ranges, made[2])]
-    return inputs, results
-
-
-def _dot(weight, inputs):
-    """``(H, Q, D), (Q, D, B) -> (H, B)``."""
-    return jnp.tensordot(weight, inputs, 2)
-
-
-def _within_block(block, local, pre, out, activate, emit, gains, data, rows, size, dtype):
-    """The sequential part of a sweep: one step for each group of dimensions in the block."""
-    cut, put = lax.dynamic_slice_in_dim, lax.dynamic_update_slice_in_dim
-
-    def step(carry, starts):
-        inputs, results, units = carry
-        dim, units = starts[0], list(units)
-        for l, (row, count) in enumerate(zip(starts[1:], block.unit_counts)):
-            if l == 0:
-                below = _dot(cut(local.first, row, count), inputs)
-            else:
-                below = cut(local.hidden[l - 1], row, count) @ units[l - 1]
-            gain = None if gains[l] is None else cut(gains[l], row, count)
-            h = activate(cut(pre[l], row, count) + below, gain)
-            units[l] = put(units[l], h.astype(dtype), row, 0)
-        params = cut(out, dim, block.dim_count, 1)
-        params = params + cut(local.last, dim, block.dim_count, 1) @ units[-1]
-        if local.direct is not None:
-            params = params + jnp.tensordot(cut(local.direct, dim, block.dim_count, 1), inputs, 2)
-        made, result = emit(params, *(cut(a, dim, block.dim_count, a.ndim - 2) for a in data))
-        inputs = put(inputs, made.astype(dtype), dim, 1)
-        results = put(results, result.astype(dtype), dim, 1)
-        return (inputs, results, tuple(units)), None
-
-    count = block.dims[1] - block.dims[0]
-    carry = (
-        jnp.zeros((local.first.shape[1], count, size), dtype),
-        jnp.zeros((rows, count, size), dtype),
-        tuple(jnp.zeros((end - start, size), dtype) for start, end in block.units),
-    )
-    # Groups differ in size by one or so. A step takes as many rows as the largest needs: those of
-    # later groups are made again in their turn, and masked where they are seen before it.
-    if len(block.starts) == 1:
-        return step(carry, block.starts[0])[0]
-    return lax.scan(step, carry, np.array(block.starts))[0]
-
-
-@dataclass(frozen=True)
-class Block:
-    """Consecutive groups of dimensions, and the hidden units that become computable with them."""
-
-    dims: tuple[int, int]
-    units: tuple[tuple[int, int], ...]  # one range for each hidden layer
-    starts: tuple[tuple[int, ...], ...]  # by group, within the block: dimension, unit, unit, …
-    dim_count: int  # the largest group's
-    unit_counts: tuple[int, ...]
-
-
-# Fewer products as against shorter steps: at large widths 4 to 16 blocks measured alike; at small ones two
-# are as fast and compile in two thirds of the time.
-MAX_BLOCKS, FEW_BLOCKS, SMALL_WIDTH = 4, 2, 32
-
-
-@lru_cache(maxsize=256)
-def _blocks(features: int, degrees) -> tuple[Block, ...]:
-    """Group the dimensions that see the same units, and pack the groups into equal blocks."""
-    heads = sorted({0} | {m for ms in degrees for m in ms if m < features})
-    ends = [*heads[1:], features]
-    unit_ends = [[bisect_left(ms, end) for ms in degrees] for end in ends]
-    unit_heads = [[0] * len(degrees), *unit_ends[:-1]]
-    per_block = math.ceil(len(heads) / (FEW_BLOCKS if features <= SMALL_WIDTH else MAX_BLOCKS))
-    blocks = []
-    for i in range(0, len(heads), per_block):
-        groups = range(i, min(i + per_block, len(heads)))
-        last = groups[-1]
-        origin = (heads[i], *unit_heads[i])
-        blocks.append(
-            Block(
-                dims=(heads[i], ends[last]),
-                units=tuple(zip(unit_heads[i], unit_ends[last])),
-                starts=tuple(
-                    tuple(a - o for a, o in zip((heads[g], *unit_heads[g]), origin)) for g in groups
-                ),
-                dim_count=max(ends[g] - heads[g] for g in groups),
-                unit_counts=tuple(
-                    max(e[l] - h[l] for h, e in zip(unit_heads[i : last + 1], unit_ends[i : last + 1]))
-                    for l in range(len(degrees))
-                ),
-            )
-        )
-    return tuple(blocks)

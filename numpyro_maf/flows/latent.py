@@ -11,7 +11,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from numpyro_maf.distributions import FlowDistribution
+from numpyro_maf.flows.distributions import FlowDistribution
 
 __all__ = ["attribute", "decode", "encode", "interpolate"]
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from numpyro_maf.bijectors import Bijector, Chain, Part
+from numpyro_maf.flows.bijectors import Bijector, Chain, Part
 
-__all__ = ["halves", "checkerboard", "layers", "squeeze"]
+__all__ = ["checkerboard", "halves", "layers", "squeeze"]
 
 
 def squeeze(at: np.ndarray) -> np.ndarray:

@@ -17,13 +17,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numpyro_maf.autoregressive import check_context
-from numpyro_maf.bijectors import Bijector, check_width, static
-from numpyro_maf.conditioners import MLP
+from numpyro_maf.flows.bijectors import Bijector, check_width
+from numpyro_maf.flows.sweeps import check_context
+from numpyro_maf.nn.mlp import MLP
+from numpyro_maf.pytrees import static
 
 __all__ = ["FFJORD"]
 
+
 ADJOINTS = ("recursive", "backsolve")
+
+
 TRACES = ("exact", "hutchinson")
 
 

@@ -22,10 +22,10 @@ from jax import lax
 from jax.scipy.special import logsumexp
 from tqdm.auto import tqdm
 
+from numpyro_maf.inference.sites import Sites
 from numpyro_maf.rng import as_key, generator, split
 from numpyro_maf.sbi.densities import Densities, prior_draws
 from numpyro_maf.sbi.posterior import Posterior, Setting
-from numpyro_maf.sites import Sites
 
 __all__ = ["ParticlePosterior", "smc"]
 

@@ -15,12 +15,12 @@ import numpy as np
 import numpyro
 from jax.tree_util import register_dataclass
 
-from numpyro_maf.builders import nsf
-from numpyro_maf.fit import fit
-from numpyro_maf.flow import Flow, from_spec
-from numpyro_maf.module import flow_module
+from numpyro_maf.flows.builders import nsf
+from numpyro_maf.flows.flow import Flow, from_spec
+from numpyro_maf.inference.modules import flow_module
+from numpyro_maf.inference.sites import Sites
 from numpyro_maf.rng import as_key, split
-from numpyro_maf.sites import Sites
+from numpyro_maf.train.likelihood import fit
 
 __all__ = ["Joint", "fit_sites", "sample_sites"]
 

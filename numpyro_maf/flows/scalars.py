@@ -23,7 +23,7 @@ import numpy as np
 from jax import lax
 from jax.scipy.special import log_ndtr, logsumexp, ndtri
 
-from numpyro_maf.parametric import Parametric, parametric_from_spec
+from numpyro_maf.flows.parametric import Parametric, parametric_from_spec
 
 __all__ = ["Additive", "Affine", "Compose", "MixtureCDF", "Scalar"]
 

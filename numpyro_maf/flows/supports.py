@@ -1,0 +1,316 @@
+# Copyright Contributors to the numpyro_maf project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Supports of events, and the fixed bijections between them and the reals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import ndtr, ndtri
+from jax.scipy.stats import norm
+from numpyro.distributions import constraints
+from numpyro.distributions.transforms import IndependentTransform, Transform, biject_to
+from numpyro.distributions.util import array_equiv
+
+from numpyro_maf.flows.bijectors import Bijector, check_width, zeros_of
+from numpyro_maf.pytrees import static
+
+__all__ = [
+    "Each",
+    "Logit",
+    "Probit",
+    "Reshape",
+    "bijection",
+    "categories",
+    "support_from_spec",
+    "support_to_spec",
+]
+
+
+# Supports of events by the support of their numbers: singletons, as NumPyro compares them by identity.
+EVENTS: dict[str, Any] = {
+    "real": constraints.real_vector,
+    "unit": constraints.independent(constraints.unit_interval, 1),
+    "circle": constraints.independent(constraints.circular, 1),
+}
+
+
+@lru_cache(maxsize=64)
+def _box(alpha: float):
+    """What :class:`Logit` maps to the reals: the unit box, or a little more."""
+    return constraints.independent(constraints.interval(*_ends(alpha)), 1) if alpha else EVENTS["unit"]
+
+
+def _each(support):
+    """Vectors of numbers with a support, the same object for the same singleton."""
+    return _POSITIVE if support is constraints.positive else constraints.independent(support, 1)
+
+
+_POSITIVE = constraints.independent(constraints.positive, 1)
+
+
+def _ends(alpha: float) -> tuple[float, float]:
+    margin = alpha / (1 - 2 * alpha)
+    return -margin, 1 + margin
+
+
+@lru_cache(maxsize=64)
+def _shaped(kind: str, alpha: float, ndim: int):
+    """The support of events with more axes."""
+    vectors = _box(alpha) if kind == "box" else EVENTS[kind]
+    return constraints.independent(vectors.base_constraint, ndim)
+
+
+@dataclass(frozen=True, eq=False)
+class Logit(Bijector):
+    """``y = logit(alpha + (1 - 2 alpha) x)``: from the unit box to the reals.
+
+    The preprocessing of pixels in Dinh et al. (2017), section 4.1, and Papamakarios et al. (2017).
+
+    :param alpha: 0, or a little more so that 0 and 1 stay finite.
+    """
+
+    alpha: float = static(default=0.0)
+
+    @property
+    def domain(self):
+        return _box(float(self.alpha))
+
+    def __post_init__(self):
+        if not 0 <= self.alpha < 0.5:
+            raise ValueError(f"Logit needs 0 <= alpha < 0.5, got {self.alpha!r}")
+
+    def inputs_of(self, known):
+        return known
+
+    def forward_and_log_det(self, x):
+        p = _open(self.alpha + (1 - 2 * self.alpha) * x)
+        y = jnp.log(p) - jnp.log1p(-p)
+        return y, -self._log_slope(y).sum(-1)
+
+    def inverse_and_log_det(self, y):
+        x = (_open(jax.nn.sigmoid(y)) - self.alpha) / (1 - 2 * self.alpha)
+        x = jnp.clip(x, *_ends(self.alpha))  # where rounding may lead out
+        return x, self._log_slope(y).sum(-1)
+
+    def _log_slope(self, y):
+        """Log dx/dy."""
+        return jax.nn.log_sigmoid(y) + jax.nn.log_sigmoid(-y) - np.log1p(-2 * self.alpha)
+
+
+@dataclass(frozen=True, eq=False)
+class Probit(Bijector):
+    """The standard normal's quantile function: from the unit box to the reals."""
+
+    domain = EVENTS["unit"]
+
+    def inputs_of(self, known):
+        return known
+
+    def forward_and_log_det(self, x):
+        y = ndtri(_open(x))
+        return y, -norm.logpdf(y).sum(-1)
+
+    def inverse_and_log_det(self, y):
+        return _open(ndtr(y)), norm.logpdf(y).sum(-1)
+
+
+@dataclass(frozen=True, eq=False)
+class Each(Bijector):
+    """A NumPyro transform of single numbers, applied to each feature: from the reals to another support.
+
+    :param transform: such as ``biject_to(constraints.positive)``.
+    """
+
+    transform: Any
+
+    @property
+    def codomain(self):
+        return _each(self.transform.codomain)
+
+    def inputs_of(self, known):
+        return known
+
+    def forward_and_log_det(self, x):
+        y = self.transform(x)
+        return y, self.transform.log_abs_det_jacobian(x, y).sum(-1)
+
+    def inverse_and_log_det(self, y):
+        x = self.transform._inverse(y)
+        return x, -self.transform.log_abs_det_jacobian(x, y).sum(-1)
+
+
+def _open(p):
+    """Probabilities off 0 and 1, where rounding may put them, so far that slopes stay finite too."""
+    info = jnp.finfo(jnp.result_type(p, float))
+    return jnp.clip(p, info.tiny**0.8, 1 - info.eps / 2)
+
+
+@dataclass(frozen=True, eq=False)
+class Reshape(Bijector):
+    """From vectors to events of another shape, the last axis fastest.
+
+    :param shape: of the event.
+    :param kind: of its numbers: ``"real"``, ``"unit"``, ``"circle"``, or ``"box"`` for what a
+        :class:`Logit` of this ``alpha`` maps to the reals.
+    """
+
+    shape: tuple[int, ...] = static()
+    kind: str = static(default="real")
+    alpha: float = static(default=0.0)
+
+    @property
+    def domain(self):
+        return _box(self.alpha) if self.kind == "box" else EVENTS[self.kind]
+
+    @property
+    def codomain(self):
+        return _shaped(self.kind, self.alpha, len(self.shape))
+
+    def inputs_of(self, known):
+        return known
+
+    def forward_shape(self, shape):
+        return (*shape[:-1], *self.shape)
+
+    def inverse_shape(self, shape):
+        return (*shape[: len(shape) - len(self.shape)], int(np.prod(self.shape)))
+
+    def forward_and_log_det(self, x):
+        check_width(x, int(np.prod(self.shape)), "Reshape")
+        return x.reshape(self.forward_shape(x.shape)), zeros_of(x)
+
+    def inverse_and_log_det(self, y):
+        if jnp.shape(y)[-len(self.shape) :] != self.shape:
+            raise ValueError(f"Reshape expects events of shape {self.shape}, got {jnp.shape(y)}")
+        x = y.reshape(self.inverse_shape(y.shape))
+        return x, zeros_of(x)
+
+
+def categories(support) -> int:
+    """How many values a number with this support can have, 0 for a real one."""
+    support = of_one_number(support)
+    if support is constraints.boolean:
+        return 2
+    if isinstance(support, constraints.integer_interval):
+        return int(support.upper_bound) - int(support.lower_bound) + 1
+    return 0
+
+
+def bijection(support):
+    """From the reals, or for a discrete variable from 0, 1, …, to a support."""
+    event_dim, each = support.event_dim, of_one_number(support)
+    if isinstance(each, constraints.integer_interval) or each is constraints.boolean:
+        return _Shift(getattr(each, "lower_bound", 0))
+    if isinstance(each, constraints.interval):
+        inner = _NormalCDF(each.lower_bound, each.upper_bound)
+        return IndependentTransform(inner, event_dim) if event_dim else inner
+    return biject_to(support)
+
+
+class _NormalCDF(Transform):
+    """From the reals to an interval by the normal distribution function."""
+
+    domain = constraints.real
+
+    def __init__(self, low, high):
+        self.low, self.high = low, high
+
+    @property
+    def codomain(self):
+        return constraints.interval(self.low, self.high)
+
+    def __call__(self, x):
+        return jnp.clip(self.low + (self.high - self.low) * ndtr(x), self.low, self.high)  # rounding
+
+    def _inverse(self, y):
+        share = (y - self.low) / (self.high - self.low)
+        limits = jnp.finfo(jnp.result_type(share, float))
+        return ndtri(jnp.clip(share, limits.tiny, 1 - limits.epsneg))
+
+    def log_abs_det_jacobian(self, x, y, intermediates=None):
+        return jnp.log(self.high - self.low) + norm.logpdf(x)
+
+    def tree_flatten(self):
+        return (self.low, self.high), (("low", "high"), {})
+
+    def eq(self, other, static=False):
+        return isinstance(other, _NormalCDF) and array_equiv((self.low, self.high), (other.low, other.high))
+
+
+class _Shift(Transform):
+    """Integers as numbers from 0."""
+
+    domain = codomain = constraints.real
+
+    def __init__(self, low):
+        self.low = low
+
+    def __call__(self, x):
+        return jnp.round(x).astype(int) + self.low
+
+    def _inverse(self, y):
+        return (y - self.low).astype(float)
+
+    def log_abs_det_jacobian(self, x, y, intermediates=None):
+        return jnp.zeros_like(x)
+
+    def tree_flatten(self):
+        return (self.low,), (("low",), {})
+
+    def eq(self, other, static=False):
+        return isinstance(other, _Shift) and array_equiv(self.low, other.low)
+
+
+def support_to_spec(support) -> dict[str, Any]:
+    """A constraint's name in NumPyro and its arguments."""
+    kind = type(support)
+    if kind is constraints.independent:
+        of = support_to_spec(support.base_constraint)
+        return {"name": "independent", "of": of, "event_dims": support.reinterpreted_batch_ndims}
+    for name in constraints.__all__:
+        known = getattr(constraints, name)
+        if type(known) is kind:
+            return {"name": name}
+        if known is kind:
+            values, (names, _) = support.tree_flatten()
+            return {"name": name, "arguments": {k: _number_to_spec(v) for k, v in zip(names, values)}}
+    raise TypeError(f"a support of type {kind.__name__} cannot be described")
+
+
+def _number_to_spec(value):
+    """Python's numbers, subtracted in full precision, stay apart from arrays without axes."""
+    if isinstance(value, (int, float)):
+        return value
+    return {"array": np.asarray(value).tolist()}
+
+
+def support_from_spec(spec):
+    """The constraint that :func:`support_to_spec` describes."""
+    if "of" in spec:
+        return constraints.independent(support_from_spec(spec["of"]), spec["event_dims"])
+    if spec["name"] not in constraints.__all__:
+        raise ValueError(f"unknown support {spec['name']!r}")
+    known = getattr(constraints, spec["name"])
+    if "arguments" in spec:
+        given = spec["arguments"].items()
+        return known(**{k: jnp.asarray(v["array"]) if isinstance(v, dict) else v for k, v in given})
+    return known
+
+
+def is_real(support) -> bool:
+    """Whether a support is all of the reals, event axes aside."""
+    return of_one_number(support) is constraints.real
+
+
+def of_one_number(support):
+    """A support without its event axes."""
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support

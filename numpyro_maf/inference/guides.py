@@ -1,0 +1,163 @@
+# Copyright Contributors to the numpyro_maf project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Flows as NumPyro's automatic guides, for SVI, NeuTra and ``AutoGuideList``.
+
+A guide is a flow after a Gaussian. The Gaussian is fitted when the guide is set up, from a few thousand
+gradients, and stays; the flow starts near the identity and learns what no Gaussian fits.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro
+from jax import lax
+from numpyro import handlers
+from numpyro.distributions.transforms import LowerCholeskyAffine
+from numpyro.infer.autoguide import AutoContinuous
+from numpyro.infer.initialization import init_to_median
+
+from numpyro_maf.flows.builders import iaf, maf, nsf
+from numpyro_maf.flows.distributions import FlowDistribution
+from numpyro_maf.flows.flow import Flow
+from numpyro_maf.flows.linear import Standardize
+from numpyro_maf.flows.scalars import Affine, Compose
+from numpyro_maf.flows.splines import RQSpline
+from numpyro_maf.flows.supports import is_real
+from numpyro_maf.inference.gaussian import fit_gaussian
+from numpyro_maf.inference.modules import flow_module
+
+__all__ = ["AutoFlow", "AutoIAF", "AutoMAF"]
+
+
+# An affine map finds the place and width of a conditional, the spline its shape.
+_SPLINES = partial(nsf, transforms=2, hidden=(32, 32), scalar=Compose((Affine(), RQSpline())))
+
+
+class FlowGuide(AutoContinuous):
+    """A guide over all latent variables of a model: a flow on the reals, after a Gaussian (abstract).
+
+    It works as NumPyro's own guides do: with ``SVI``, ``NeuTraReparam``, ``AutoGuideList`` and
+    ``Predictive``. Its param sites are ``{prefix}$params``, the flow's weights, and ``{prefix}_loc`` and
+    ``{prefix}_scale``, the Gaussian, which SVI leaves as it is. :class:`PathELBO` trains it best.
+
+    :param model: a NumPyro model whose latent variables are continuous.
+    :param builder: ``(key, features) -> Flow``.
+    :param prefix: of the names of its sites.
+    :param init_loc_fn: where to start, one of NumPyro's strategies.
+    :param init_scale: standard deviation at the start, on the unconstrained scale.
+    :param warmup: steps of each round of :func:`fit_gaussian`, which takes the start to the posterior; 0 to
+        stay at the start.
+    :param quantile_samples: draws for :meth:`median` and :meth:`quantiles`.
+    :raises ValueError: for a builder whose flows have other than real events.
+    """
+
+    def __init__(
+        self,
+        model,
+        builder: Callable[..., Flow],
+        *,
+        prefix="auto",
+        init_loc_fn=init_to_median,
+        init_scale: float = 0.1,
+        warmup: int = 30,
+        quantile_samples: int = 10_000,
+    ):
+        if init_scale <= 0:
+            raise ValueError(f"init_scale must be positive, got {init_scale}")
+        self._builder = builder
+        self._init_scale = init_scale
+        self._warmup = warmup
+        self._quantile_samples = quantile_samples
+        super().__init__(model, prefix=prefix, init_loc_fn=init_loc_fn)
+
+    def _setup_prototype(self, *args, **kwargs):
+        super()._setup_prototype(*args, **kwargs)
+        support = self._flow(jax.random.key(0))().support
+        if not is_real(support):
+            raise ValueError(f"builder must make flows with real events, got {support}")
+
+        def log_density(z):
+            return -self._potential_fn(self._unpack_latent(z))
+
+        start = self._init_latent, self._init_scale
+        with handlers.block():
+            self._gaussian = fit_gaussian(jax.random.key(0), log_density, *start, steps=self._warmup)
+
+    def _get_posterior(self):
+        name = self.prefix
+        loc = lax.stop_gradient(numpyro.param(f"{name}_loc", lambda key: self._gaussian[0]))
+        scale = lax.stop_gradient(numpyro.param(f"{name}_scale", lambda key: self._gaussian[1]))
+        gaussian = LowerCholeskyAffine(loc, scale) if scale.ndim == 2 else Standardize(loc, scale)
+        flow = flow_module(name, self._flow)()
+        return FlowDistribution(flow.base_dist, [*flow.transforms, gaussian])
+
+    def _flow(self, key) -> Flow:
+        return self._builder(key, self.latent_dim)
+
+    def get_base_dist(self):
+        return self._flow(jax.random.key(0))().base_dist
+
+    def get_posterior(self, params):
+        """The distribution of all latent variables in one vector, on the unconstrained scale."""
+        return FlowDistribution(self.get_base_dist(), self.get_transform(params).parts)
+
+    def median(self, params):
+        """Posterior medians by site, from draws."""
+        return self.quantiles(params, 0.5)
+
+    def quantiles(self, params, quantiles):
+        """Posterior quantiles by site, ``quantiles.shape + site.shape``, from draws.
+
+        They are those of the numbers on the unconstrained scale, so each lies in the support.
+        """
+        draws = self.get_posterior(params).sample(jax.random.key(0), (self._quantile_samples,))
+        return self._unpack_and_constrain(jnp.quantile(draws, jnp.asarray(quantiles), 0), params)
+
+
+class AutoFlow(FlowGuide):
+    """:class:`FlowGuide` with any builder.
+
+    :param builder: ``(key, features) -> Flow``, such as ``partial(maf, transforms=3)``; by default two
+        autoregressive transforms of affine maps and splines.
+    :param options: of :class:`FlowGuide`.
+    """
+
+    def __init__(self, model, *, builder: Callable[..., Flow] = _SPLINES, **options):
+        super().__init__(model, builder, **options)
+
+
+class AutoMAF(FlowGuide):
+    """:class:`FlowGuide` with :func:`~numpyro_maf.maf`, by default ``transforms=3, hidden=(32, 32)``.
+
+    :param options: of :class:`FlowGuide`, and of the builder.
+    """
+
+    def __init__(self, model, **options):
+        own, rest = _split_options(options)
+        super().__init__(model, partial(maf, **rest), **own)
+
+
+class AutoIAF(FlowGuide):
+    """:class:`FlowGuide` with :func:`~numpyro_maf.iaf`: draws are one parallel pass, as NeuTra likes it.
+
+    :param options: as for :class:`AutoMAF`.
+    """
+
+    def __init__(self, model, **options):
+        own, rest = _split_options(options)
+        super().__init__(model, partial(iaf, **rest), **own)
+
+
+def _split_options(options) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The guide's options, and the builder's with the defaults of a guide."""
+    names = set(inspect.signature(FlowGuide).parameters)
+    own = {name: value for name, value in options.items() if name in names}
+    rest = {name: value for name, value in options.items() if name not in names}
+    return own, {"transforms": 3, "hidden": (32, 32)} | rest

@@ -1,0 +1,29 @@
+# Copyright Contributors to the numpyro_maf project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""One run of a model, for what can be read off its sites."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from numpyro import handlers
+from numpyro.infer.initialization import init_to_uniform
+
+__all__ = ["latent_names", "run_once"]
+
+
+def run_once(model, model_args=(), model_kwargs=None, seed: int = 0) -> dict[str, Any]:
+    """The trace of one run of a model; sites with improper priors, which draw nothing, are started."""
+    seeded = handlers.seed(model, jax.random.key(seed))
+    started = handlers.substitute(seeded, substitute_fn=init_to_uniform)
+    with handlers.block():
+        return dict(handlers.trace(started).get_trace(*model_args, **(model_kwargs or {})))
+
+
+def latent_names(model, model_args=(), model_kwargs=None, but=()) -> list[str]:
+    """The names of a model's latent sites but some."""
+    trace = run_once(model, model_args, model_kwargs)
+    kinds = {k: s for k, s in trace.items() if s["type"] == "sample" and not s["is_observed"]}
+    return [name for name in kinds if name not in but]
