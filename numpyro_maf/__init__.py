@@ -5,28 +5,18 @@
 
 from numpyro_maf._version import __version__
 from numpyro_maf.flows import conditionals
+from numpyro_maf.flows.assembly import from_spec
 from numpyro_maf.flows.autoregressive import Autoregressive, InverseAutoregressive, MaskedAutoregressive
 from numpyro_maf.flows.bijectors import Bijector, Chain, Inverse, Part
-from numpyro_maf.flows.builders import (
-    circular,
-    elementwise,
-    ffjord,
-    flowpp,
-    glow,
-    iaf,
-    made,
-    maf,
-    nice,
-    nis,
-    nsf,
-    realnvp,
-)
+from numpyro_maf.flows.builders import circular, elementwise, ffjord, iaf, made, maf, nsf
+from numpyro_maf.flows.columns import MADE
 from numpyro_maf.flows.coupling import Coupling, Elementwise
+from numpyro_maf.flows.coupling_builders import flowpp, glow, nice, nis, realnvp
 from numpyro_maf.flows.distributions import FlowDistribution
-from numpyro_maf.flows.flow import Flow, from_spec
+from numpyro_maf.flows.ensemble import Ensemble
+from numpyro_maf.flows.flow import Flow
 from numpyro_maf.flows.latent import attribute, decode, encode, interpolate
 from numpyro_maf.flows.linear import ActNorm, LULinear, Permute, Regression, Standardize
-from numpyro_maf.flows.mades import MADE
 from numpyro_maf.flows.ode import FFJORD
 from numpyro_maf.flows.scalars import Additive, Affine, Compose, MixtureCDF, Scalar
 from numpyro_maf.flows.splines import CircularSpline, PiecewiseLinear, PiecewiseQuadratic, RQSpline
@@ -79,6 +69,7 @@ __all__ = [
     "Coupling",
     "Dequantize",
     "Elementwise",
+    "Ensemble",
     "FFJORD",
     "FitResult",
     "Flow",

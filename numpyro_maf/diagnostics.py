@@ -6,20 +6,26 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+import textwrap
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from numpyro_maf._arviz import import_arviz
+from numpyro_maf.pytrees import Described
 
 __all__ = [
     "PSIS", "SBC", "Coverage", "c2st", "classification_scores", "coverage", "expected_calibration_error",
     "psis", "sbc", "tarp",
 ]  # fmt: skip
 
+Values = ArrayLike | Mapping[str, ArrayLike]
+
 
 class PSIS(NamedTuple):
-    """What :func:`psis` returns.
+    """The result of :func:`psis`; printing it gives the verdict.
 
     :param khat: shape of the Pareto tail of the weights.
     :param log_weights: ``(S,)``, smoothed, of weights that sum to 1.
@@ -32,8 +38,26 @@ class PSIS(NamedTuple):
     ess: float
     threshold: float
 
+    @property
+    def verdict(self) -> str:
+        """One sentence: whether estimates from the weighted draws can be trusted."""
+        good = self.khat < self.threshold
+        advice = "the weighted draws can be trusted" if good else "do not trust the weighted draws"
+        return f"{advice}: k-hat {self.khat:.2f}, threshold {self.threshold:.2f}"
 
-def psis(log_weights) -> PSIS:
+    def _describe(self) -> list[str]:
+        return [
+            f"PSIS: {self.verdict}",
+            f"  effective {self.ess:.0f} of {len(self.log_weights)} draws",
+        ]
+
+    __repr__, _repr_html_ = Described.__repr__, Described._repr_html_
+
+    def __str__(self) -> str:
+        return self.verdict
+
+
+def psis(log_weights: ArrayLike) -> PSIS:
     """Pareto-smoothed importance sampling, by ArviZ.
 
     Vehtari, Simpson, Gelman, Yao & Gabry (2024); the threshold is their ``min(1 - 1 / log10(S), 0.7)``.
@@ -57,7 +81,7 @@ def psis(log_weights) -> PSIS:
     return PSIS(float(khat), smoothed, ess, min(1 - 1 / math.log10(len(raw)), 0.7))
 
 
-def _psislw(log_weights):
+def _psislw(log_weights: np.ndarray) -> Any:
     try:
         from arviz_stats.base import array_stats  # ArviZ 1
     except ImportError:
@@ -66,7 +90,7 @@ def _psislw(log_weights):
 
 
 class SBC(NamedTuple):
-    """What :func:`sbc` returns; printing it gives the verdict.
+    """The result of :func:`sbc`; printing it gives the verdict.
 
     :param ranks: ``(N, D)``: how many of the L draws lie below the truth.
     :param draws: L.
@@ -95,12 +119,18 @@ class SBC(NamedTuple):
             return "not calibrated: " + ", ".join(found)
         return f"no miscalibration found in {len(self.ranks)} posteriors (least p {self.pvalues.min():.2f})"
 
-    def __str__(self):
+    def _describe(self) -> list[str]:
+        counts = f"{len(self.ranks)} posteriors of {len(self.names)} numbers, {self.draws} draws of each"
+        return [*textwrap.wrap(f"SBC: {self.verdict}", 100, max_lines=3), f"  {counts}"]
+
+    __repr__, _repr_html_ = Described.__repr__, Described._repr_html_
+
+    def __str__(self) -> str:
         return self.verdict
 
 
 class Coverage(NamedTuple):
-    """What :func:`coverage` and :func:`tarp` return; printing it gives the verdict.
+    """The result of :func:`coverage` and :func:`tarp`; printing it gives the verdict.
 
     :param levels: ``(N,)``, for each posterior the least credible level of a region that holds the truth;
         uniform if all is well.
@@ -110,7 +140,7 @@ class Coverage(NamedTuple):
     levels: np.ndarray
     pvalue: float
 
-    def at(self, credibility) -> np.ndarray:
+    def at(self, credibility: ArrayLike) -> np.ndarray:
         """The share of regions of a credibility that hold the truth."""
         return np.searchsorted(np.sort(self.levels), credibility, "right") / len(self.levels)
 
@@ -125,11 +155,17 @@ class Coverage(NamedTuple):
         kind = "overconfident" if over else "underconfident"
         return f"not calibrated, {kind}: {figures} (p = {self.pvalue:.1g})"
 
-    def __str__(self):
+    def _describe(self) -> list[str]:
+        verdict = textwrap.wrap(f"Coverage: {self.verdict}", 100, subsequent_indent="  ")
+        return [*verdict, f"  {len(self.levels)} posteriors"]
+
+    __repr__, _repr_html_ = Described.__repr__, Described._repr_html_
+
+    def __str__(self) -> str:
         return self.verdict
 
 
-def sbc(draws, truth, *, seed: int = 0) -> SBC:
+def sbc(draws: Values, truth: Values, *, seed: int = 0) -> SBC:
     """Simulation-based calibration: the truth's rank among draws of its posterior is uniform.
 
     Talts, Betancourt, Simpson, Vehtari & Gelman (2018), with a Kolmogorov-Smirnov test of each number.
@@ -142,14 +178,14 @@ def sbc(draws, truth, *, seed: int = 0) -> SBC:
     from scipy.stats import kstest
 
     draws, truth, names = _columns(draws, truth)
-    rng, count = np.random.default_rng(seed), len(draws)
+    rng, count = _stream("sbc", seed), len(draws)
     ranks = _ranked(draws < truth, draws == truth, rng)
     uniform = (ranks + rng.random(ranks.shape)) / (count + 1)
     pvalues = np.array([kstest(u, "uniform").pvalue for u in uniform.T])
     return SBC(ranks, count, pvalues, names)
 
 
-def coverage(log_prob_draws, log_prob_truth) -> Coverage:
+def coverage(log_prob_draws: ArrayLike, log_prob_truth: ArrayLike) -> Coverage:
     """Expected coverage of the regions of highest density.
 
     Hermans et al. (2022), eq. 3: the truth lies in the region of level alpha if a share of at most alpha of
@@ -162,10 +198,11 @@ def coverage(log_prob_draws, log_prob_truth) -> Coverage:
     if draws.ndim != 2 or truth.shape != draws.shape[1:]:
         raise ValueError(f"expected log-densities (L, N) and (N,), got {draws.shape} and {truth.shape}")
     equal = np.isclose(draws, truth, rtol=1e-5, atol=1e-6)  # computed apart, equal densities differ a little
-    return _coverage(_ranked((draws > truth) & ~equal, equal, np.random.default_rng(1)), len(draws))
+    rng = _stream("coverage", 0)
+    return _coverage(_ranked((draws > truth) & ~equal, equal, rng), len(draws), rng)
 
 
-def tarp(draws, truth, *, seed: int = 0) -> Coverage:
+def tarp(draws: Values, truth: Values, *, seed: int = 0) -> Coverage:
     """Expected coverage of balls about random points: needs draws alone, and finds what is wrong in general.
 
     Lemos, Coogan, Hezaveh & Perreault-Levasseur, *TARP* (2023), algorithm 2. Numbers are standardised by the
@@ -177,29 +214,34 @@ def tarp(draws, truth, *, seed: int = 0) -> Coverage:
     loc, scale = truth.mean(0), truth.std(0)
     scale = np.where(scale > 0, scale, 1)
     draws, truth = (draws - loc) / scale, (truth - loc) / scale
-    rng = np.random.default_rng(seed)
+    rng = _stream("tarp", seed)
     points = rng.uniform(truth.min(0), truth.max(0), truth.shape)
     draws, truth = (((a - points) ** 2).sum(-1) for a in (draws, truth))
-    return _coverage(_ranked(draws < truth, draws == truth, rng), len(draws))
+    return _coverage(_ranked(draws < truth, draws == truth, rng), len(draws), rng)
 
 
-def _ranked(before, equal, rng):
+def _stream(name: str, seed: int) -> np.random.Generator:
+    """Random numbers that no other function, and no ``default_rng(seed)`` of the user's, has drawn."""
+    return np.random.default_rng([seed, *name.encode()])
+
+
+def _ranked(before: np.ndarray, equal: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """How many of the draws, on axis 0, come before the truth, ties broken at random."""
     return before.sum(0) + rng.integers(0, equal.sum(0) + 1)
 
 
-def _coverage(counts, of: int) -> Coverage:
+def _coverage(counts: np.ndarray, of: int, rng: np.random.Generator) -> Coverage:
     from scipy.stats import kstest
 
     if len(counts) < 20:
         raise ValueError(f"calibration needs 20 posteriors or more, got {len(counts)}")
-    levels = (counts + np.random.default_rng(0).random(len(counts))) / (of + 1)
+    levels = (counts + rng.random(len(counts))) / (of + 1)
     return Coverage(levels, float(kstest(levels, "uniform").pvalue))
 
 
-def _columns(draws, truth):
+def _columns(draws: Any, truth: Any) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """``(L, N, D)``, ``(N, D)`` and a name for each of the D numbers."""
-    if isinstance(draws, dict):
+    if isinstance(draws, Mapping):
         names, parts, truths = [], [], []
         for site, value in draws.items():
             value, true = np.asarray(value), np.asarray(truth[site])
@@ -222,7 +264,9 @@ def _columns(draws, truth):
     return draws.astype(np.float64), truth.astype(np.float64), tuple(names)
 
 
-def c2st(reference, draws, *, seed: int = 0, folds: int = 5, jobs: int | None = None) -> float:
+def c2st(
+    reference: ArrayLike, draws: ArrayLike, *, seed: int = 0, folds: int = 5, jobs: int | None = None
+) -> float:
     """Classifier two-sample test: how well a classifier tells two sets of draws apart, 0.5 not at all.
 
     Lopez-Paz & Oquab (2017), with the settings of Lueckmann et al. (2021): scikit-learn's ``MLPClassifier``,
@@ -249,7 +293,7 @@ def c2st(reference, draws, *, seed: int = 0, folds: int = 5, jobs: int | None = 
     return float(cross_val_score(classifier, x, label, cv=split, scoring="accuracy", n_jobs=jobs).mean())
 
 
-def classification_scores(probabilities, labels, bins: int = 15) -> dict[str, float]:
+def classification_scores(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15) -> dict[str, float]:
     """Accuracy, log-loss and expected calibration error of probabilities of classes.
 
     :param probabilities: ``(N, K)``, as the model gives them.
@@ -270,7 +314,7 @@ def classification_scores(probabilities, labels, bins: int = 15) -> dict[str, fl
     }
 
 
-def expected_calibration_error(confidence, right, bins: int = 15) -> float:
+def expected_calibration_error(confidence: ArrayLike, right: ArrayLike, bins: int = 15) -> float:
     """Mean distance of confidence from accuracy over equal bins of confidence, weighted by rows.
 
     Naeini, Cooper & Hauskrecht (2015).

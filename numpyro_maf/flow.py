@@ -3,6 +3,7 @@
 
 """Flows: the public path of what lives in :mod:`numpyro_maf.flows.flow`."""
 
-from numpyro_maf.flows.flow import Flow, builder, from_spec
+from numpyro_maf.flows.assembly import BUILDERS, builder, from_spec
+from numpyro_maf.flows.flow import BijectorFlow, Flow, Recipe
 
-__all__ = ["Flow", "builder", "from_spec"]
+__all__ = ["BUILDERS", "BijectorFlow", "Flow", "Recipe", "builder", "from_spec"]

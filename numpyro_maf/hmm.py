@@ -11,17 +11,25 @@ step, with the normalisers added pairwise: thousands of float32 steps keep their
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
-from jax import lax
+from jax import Array, lax
+from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 from numpyro.distributions.util import validate_sample
+
+from numpyro_maf.pytrees import Described
+from numpyro_maf.rng import as_key, as_shape
 
 __all__ = ["HMM"]
 
 
-class HMM(dist.Distribution):
+class HMM(Described, dist.Distribution):
     r"""The joint density of a path of hidden states and the observations behind a table.
 
     A value is a path, ``(T,)`` integers in ``0, …, K-1``, where -1 says unknown:
@@ -53,7 +61,15 @@ class HMM(dist.Distribution):
         "observed": constraints.dependent(is_discrete=True, event_dim=1),
     }
 
-    def __init__(self, initial, transition, log_density, observed=None, *, validate_args=None):
+    def __init__(
+        self,
+        initial: ArrayLike,
+        transition: ArrayLike,
+        log_density: ArrayLike,
+        observed: ArrayLike | None = None,
+        *,
+        validate_args: bool | None = None,
+    ) -> None:
         initial, transition = jnp.asarray(initial), jnp.asarray(transition)
         log_density = jnp.asarray(log_density)
         steps_states = jnp.shape(log_density)[-2:]
@@ -88,21 +104,29 @@ class HMM(dist.Distribution):
         super().__init__(batch_shape, (steps,), validate_args=validate_args)
 
     @constraints.dependent_property(is_discrete=True, event_dim=1)
-    def support(self):
+    def support(self) -> constraints.Constraint:
         return constraints.independent(constraints.integer_interval(-1, self._states - 1), 1)
 
     @property
     def _states(self) -> int:
         return self.initial.shape[-1]
 
-    def log_prob(self, value=None, intermediates=None):
+    def _describe(self) -> list[str]:
+        known = (
+            "" if isinstance(self.observed, jax.core.Tracer) else f", {np.mean(self.observed):.0%} observed"
+        )
+        matrices = "one transition matrix" if self.transition.shape[-3] == 1 else "a transition matrix a step"
+        first = f"HMM of {self._states} states over {self.event_shape[0]} steps{known}"
+        return [first, f"  batch shape {self.batch_shape}, {matrices}"]
+
+    def log_prob(self, value: ArrayLike | None = None, intermediates: Any = None) -> Array:
         """``(..., T) -> (...)``: see the class. Without a value, the evidence."""
         if value is None:
             return self._evidence(self._table())
         return self._known(value)
 
     @validate_sample
-    def _known(self, value):
+    def _known(self, value: ArrayLike) -> Array:
         if jnp.shape(value)[-1:] != self.event_shape:
             raise ValueError(f"a path must be (..., {self.event_shape[0]}), got {jnp.shape(value)}")
         value = jnp.asarray(value)[..., None]
@@ -110,7 +134,7 @@ class HMM(dist.Distribution):
         return self._evidence(jnp.where(known, self._table(), -jnp.inf))
 
     @property
-    def marginals(self):
+    def marginals(self) -> Array:
         """``(..., T, K)``: the probability of each state at each step, given all observations.
 
         They are the derivative of the evidence by the table.
@@ -118,12 +142,12 @@ class HMM(dist.Distribution):
         return jax.grad(lambda table: self._evidence(table).sum())(self._table())
 
     @property
-    def filtered(self):
+    def filtered(self) -> Array:
         """``(..., T, K)``: the probability of each state at each step, given observations so far."""
         return jnp.exp(jnp.moveaxis(self._forward(self._table())[0], 0, -2))
 
     @property
-    def mode(self):
+    def mode(self) -> Array:
         """``(..., T)``: the most probable path (Viterbi)."""
 
         def step(best, inputs):
@@ -143,10 +167,10 @@ class HMM(dist.Distribution):
         _, path = lax.scan(back, end, pointers, reverse=True)
         return jnp.moveaxis(jnp.concatenate([path, end[None]]), 0, -1)
 
-    def sample(self, key, sample_shape=()):
+    def sample(self, key: ArrayLike, sample_shape: int | Sequence[int] = ()) -> Array:
         """Paths from the posterior, by filtering forwards and sampling backwards."""
+        key, shape = as_key(key), (*as_shape(sample_shape), *self.batch_shape)
         filtered, _ = self._forward(self._table())
-        shape = (*sample_shape, *self.batch_shape)
         keys = jax.random.split(key, len(filtered))
 
         def back(state, inputs):
@@ -163,14 +187,14 @@ class HMM(dist.Distribution):
         _, path = self._scan(back, end, filtered[:-1], keys[:-1], reverse=True)
         return jnp.moveaxis(jnp.concatenate([path, end[None]]), 0, -1)
 
-    def _table(self):
+    def _table(self) -> Array:
         """``(..., T, K)``: emission log-densities, 0 where the observation is missing."""
         table = jnp.where(self.observed[..., None], self.log_density, 0.0)
         return jnp.broadcast_to(table, (*self.batch_shape, *self.event_shape, self._states))
 
     # Recursions; time leads in what they scan over -----------------------------------------
 
-    def _scan(self, step, init, *xs, reverse=False):
+    def _scan(self, step: Callable[..., Any], init: Any, *xs: Array, reverse: bool = False) -> Any:
         """Scan with the log transition matrix of each step before the other inputs."""
         transition = jnp.moveaxis(_log(self.transition), -3, 0)
         if transition.shape[0] == 1:
@@ -178,7 +202,7 @@ class HMM(dist.Distribution):
             return lax.scan(lambda c, x: step(c, (fixed, *x)), init, xs, reverse=reverse)
         return lax.scan(step, init, (transition, *xs), reverse=reverse)
 
-    def _forward(self, table):
+    def _forward(self, table: Array) -> tuple[Array, Array]:
         """Filtered log-probabilities ``(T, ..., K)`` and log-normalisers ``(T, ...)``."""
 
         def normalise(joint):
@@ -197,16 +221,16 @@ class HMM(dist.Distribution):
         filtered = jnp.concatenate([first[None], rest])
         return filtered, jnp.concatenate([normaliser[None], normalisers])
 
-    def _evidence(self, table):
+    def _evidence(self, table: Array) -> Array:
         return _pairwise_sum(self._forward(table)[1])
 
 
-def _log(p):
+def _log(p: Array) -> Array:
     """Log of probabilities; -inf at 0, with gradient 0 instead of NaN."""
     return jnp.where(p > 0, jnp.log(jnp.where(p > 0, p, 1.0)), -jnp.inf)
 
 
-def _logsumexp(a, axis):
+def _logsumexp(a: Array, axis: int) -> Array:
     """As in JAX, with gradient 0 instead of NaN where all is -inf."""
     possible = jnp.any(a > -jnp.inf, axis, keepdims=True)
     return jnp.where(
@@ -216,7 +240,7 @@ def _logsumexp(a, axis):
     )
 
 
-def _pairwise_sum(a):
+def _pairwise_sum(a: Array) -> Array:
     """Sum over the first axis by halves: rounding grows with log T, not T."""
     while len(a) > 1:
         half = (len(a) + 1) // 2

@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jax.typing import ArrayLike
 
 from numpyro_maf._arviz import import_arviz
 from numpyro_maf.traces import run_once
@@ -16,16 +18,16 @@ __all__ = ["to_arviz"]
 
 
 def to_arviz(
-    samples,
-    model,
-    model_args=(),
-    model_kwargs=None,
+    samples: Mapping[str, ArrayLike],
+    model: Callable[..., Any],
+    model_args: tuple[Any, ...] = (),
+    model_kwargs: Mapping[str, Any] | None = None,
     *,
-    prior=None,
-    posterior_predictive=None,
-    coords=None,
-    dims=None,
-):
+    prior: Mapping[str, ArrayLike] | None = None,
+    posterior_predictive: Mapping[str, ArrayLike] | None = None,
+    coords: Mapping[str, Any] | None = None,
+    dims: Mapping[str, Sequence[str]] | None = None,
+) -> Any:
     """ArviZ's InferenceData (ArviZ 0) or DataTree (ArviZ 1) of draws that no Markov chain made: of an SVI
     guide, say.
 
@@ -63,14 +65,14 @@ def to_arviz(
         if site["type"] == "sample"
         for frame in site["cond_indep_stack"]
     }
-    places = {name: np.arange(size) for name, size in sizes.items()} | (coords or {})
+    places = {name: np.arange(size) for name, size in sizes.items()} | dict(coords or {})
     options: dict[str, Any] = dict(dims=names, coords=places)
     if int(arviz.__version__.split(".")[0]) >= 1:
         return arviz.from_dict(groups, **options)
     return arviz.from_dict(**(groups | options))
 
 
-def _one_chain(samples):
+def _one_chain(samples: Mapping[str, ArrayLike]) -> dict[str, np.ndarray]:
     """A chain axis before the draws, which must be equally many."""
     arrays = {name: np.asarray(value) for name, value in samples.items()}
     if len({value.shape[:1] for value in arrays.values()}) != 1:
@@ -79,7 +81,7 @@ def _one_chain(samples):
     return {name: value[None] for name, value in arrays.items()}
 
 
-def _dims(site, event_dims):
+def _dims(site: dict[str, Any], event_dims: Sequence[str] | None) -> list[str]:
     """A site's dimensions: plates by their place from the right, events as given or numbered."""
     rank, event = np.ndim(site["value"]), site["fn"].event_dim
     names = [f"{site['name']}_dim_{i}" for i in range(rank)]

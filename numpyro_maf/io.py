@@ -7,34 +7,24 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from numpyro_maf.flows.flow import Flow, from_spec
-from numpyro_maf.flows.mades import Made
+from numpyro_maf import codec, migrations
+from numpyro_maf.flows.flow import Flow
 from numpyro_maf.inference.learned_priors import Joint
 from numpyro_maf.sbi import NeuralPosterior, Ratio
 
 __all__ = ["load", "save"]
 
 _HEADER = "numpyro_maf"
-_VERSION = 1
-# What can be written, by the name that files call it, and how its structure is made of its ``spec``.
-_KINDS: dict[str, tuple[type, Any]] = {
-    "flow": (Flow, from_spec),
-    "joint": (Joint, Joint.from_spec),
-    "posterior": (NeuralPosterior, NeuralPosterior.from_spec),
-    "ratio": (Ratio, Ratio.from_spec),
-}
+_VERSION = 2
+_LEARNED = (Flow, Joint, NeuralPosterior, Ratio)
 
 
-def save(path: str | os.PathLike, learned: Flow | Joint | NeuralPosterior | Ratio) -> None:
+def save(path: str | os.PathLike[str], learned: Flow | Joint | NeuralPosterior | Ratio) -> None:
     """Write what was learned to a file, weights by name.
 
     Of a neural posterior the model, which is code, is not written: see ``with_model``.
@@ -44,18 +34,19 @@ def save(path: str | os.PathLike, learned: Flow | Joint | NeuralPosterior | Rati
     :raises TypeError: for something else, and for a base distribution, a support or an embedding that cannot
         be described as JSON.
     """
-    kind = next((name for name, (cls, _) in _KINDS.items() if isinstance(learned, cls)), None)
-    if kind is None:
+    if not isinstance(learned, _LEARNED):
         raise TypeError(
-            f"save takes a Flow, a Joint, a NeuralPosterior or a Ratio, got {type(learned).__name__}"
+            "save takes a Flow, a Joint, a NeuralPosterior or a Ratio, got "
+            f"{type(learned).__qualname__}; of a distribution save the flow that gave it"
         )
-    header = json.dumps({"version": _VERSION, "kind": kind, "spec": learned.spec}, sort_keys=True)
-    arrays = {name: np.asarray(leaf, order="C") for name, leaf in _named(_numbers(learned))[0].items()}
+    arrays: dict[str, Any] = {}
+    structure = codec.write(learned, arrays)
+    header = json.dumps({"version": _VERSION, "structure": structure}, sort_keys=True)
     save_file(arrays, path, metadata={_HEADER: header})
 
 
-def load(path: str | os.PathLike) -> Any:
-    """Read what :func:`save` wrote to a file; densities are bit-equal.
+def load(path: str | os.PathLike[str]) -> Any:
+    """Read what :func:`save` wrote to a file, of this version or an earlier one; densities are bit-equal.
 
     :raises ValueError: when the file is not such a file, was written by a later version, its arrays do not
         fit its structure, or it holds float64 and JAX is not set to use it.
@@ -74,51 +65,14 @@ def load(path: str | os.PathLike) -> Any:
                 f"{path} has format version {header['version']}, this is {_VERSION}: please upgrade"
             )
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if header["kind"] not in _KINDS:
-        raise ValueError(f"{path} holds an unknown kind {header['kind']!r}, expected one of {list(_KINDS)}")
-    template = _KINDS[header["kind"]][1](header["spec"])
-    expected, structure = _named(_numbers(template))
-    if set(expected) != set(arrays):
-        different = sorted(set(expected) ^ set(arrays))
-        raise ValueError(f"{path} does not fit its own structure: {', '.join(different)}")
-    leaves = []
-    for name, leaf in expected.items():
-        array = arrays[name]
-        if array.shape != leaf.shape:
-            raise ValueError(f"{path}: {name} has shape {array.shape}, expected {leaf.shape}")
-        if array.dtype == np.float64 and jnp.result_type(float) != np.float64:
-            raise ValueError(f"{path} holds float64 weights: enable jax_enable_x64 to load it")
-        leaves.append(jnp.asarray(array))
-    return _with_numbers(template, jax.tree.unflatten(structure, leaves))
-
-
-def _named(numbers):
-    """The leaves by path, and their structure."""
-    leaves, structure = jax.tree_util.tree_flatten_with_path(numbers)
-    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}, structure
-
-
-def _numbers(learned) -> Any:
-    """The part whose leaves are written: what the spec describes, distributions and supports, is left out."""
-    if isinstance(learned, Flow):
-        if isinstance(learned.base, Flow):
-            return replace(learned, base=_numbers(learned.base))
-        return learned if isinstance(learned.base, Made) else replace(learned, base=None)
-    if isinstance(learned, Joint):
-        return _numbers(learned.flow)
-    if isinstance(learned, NeuralPosterior):
-        return {name: _numbers(getattr(learned, name)) for name in ("flows", "weights", "view", "typical")}
+    try:
+        if header["version"] == 1:
+            return migrations.from_version_1(header, arrays)
+        learned = codec.read(header["structure"], arrays)
+        if arrays:
+            raise ValueError(f"does not fit its own structure: {', '.join(sorted(arrays))}")
+        if not isinstance(learned, _LEARNED):
+            raise ValueError(f"holds a {type(learned).__qualname__}, which save does not write")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     return learned
-
-
-def _with_numbers(template, numbers) -> Any:
-    """The way back of :func:`_numbers`."""
-    if isinstance(template, Flow):
-        if isinstance(template.base, Flow):
-            return replace(numbers, base=_with_numbers(template.base, numbers.base))
-        return numbers if isinstance(template.base, Made) else replace(numbers, base=template.base)
-    if isinstance(template, Joint):
-        return replace(template, flow=_with_numbers(template.flow, numbers))
-    if isinstance(template, NeuralPosterior):
-        return replace(template, **{k: _with_numbers(getattr(template, k), v) for k, v in numbers.items()})
-    return numbers

@@ -9,12 +9,23 @@ import dataclasses
 import html
 from typing import Any
 
-__all__ = ["Described", "static"]
+__all__ = ["Described", "short", "static"]
 
 
 def static(**kwargs) -> Any:
     """A dataclass field that is configuration: hashable, never traced, never trained."""
     return dataclasses.field(metadata={"static": True}, **kwargs)
+
+
+def short(value) -> str:
+    """A value's ``repr``; of a dataclass only the fields that differ from their defaults."""
+    if isinstance(value, tuple):
+        return f"({', '.join(map(short, value))}{',' if len(value) == 1 else ''})"
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return repr(value)
+    fields = dataclasses.fields(value)
+    own = [f"{f.name}={short(getattr(value, f.name))}" for f in fields if getattr(value, f.name) != f.default]
+    return f"{type(value).__name__}({', '.join(own)})"
 
 
 class Described:

@@ -28,12 +28,16 @@ def as_key(key) -> Any:
     :raises TypeError: for anything else.
     """
     if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
-        return jax.random.key(int(key))
+        with jax.ensure_compile_time_eval():
+            return jax.random.key(int(key))
     dtype = getattr(key, "dtype", None)
     if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
         return key
     if dtype is not None and dtype == np.uint32 and np.ndim(key) >= 1:
-        return jax.random.wrap_key_data(jnp.asarray(key))
+        if isinstance(key, jax.core.Tracer):
+            return jax.random.wrap_key_data(key)
+        with jax.ensure_compile_time_eval():
+            return jax.random.wrap_key_data(jnp.asarray(key))
     if dtype is not None and jnp.issubdtype(dtype, jnp.integer) and np.ndim(key) == 0:
         return jax.random.key(key)
     raise TypeError(f"key must be an integer or made by jax.random.key, got {type(key).__name__}")
@@ -60,23 +64,25 @@ def as_shape(sample_shape) -> tuple[int, ...]:
 def split(key, count: int = 2) -> list[Any]:
     """Keys as from ``jax.random.split``; up to eight of them are cut from eight.
 
-    For a set-up: the keys pass through the host, which a loop should not wait for.
+    For a set-up: the keys pass through the host, which a loop should not wait for. A key that is known is
+    split at once, also where a program is being traced.
     """
-    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    if count > KEYS or not typed or jnp.ndim(key) or isinstance(key, jax.core.Tracer):
+    key = as_key(key)
+    if count > KEYS or jnp.ndim(key) or isinstance(key, jax.core.Tracer):
         return list(jax.random.split(key, count))
-    rows = np.asarray(jax.random.key_data(jax.random.split(key, KEYS)))
-    return [jax.random.wrap_key_data(row, impl=jax.random.key_impl(key)) for row in rows[:count]]
+    with jax.ensure_compile_time_eval():
+        rows = np.asarray(jax.random.key_data(jax.random.split(key, KEYS)))
+        return [jax.random.wrap_key_data(row, impl=jax.random.key_impl(key)) for row in rows[:count]]
 
 
 def normal(key, shape):
-    """As ``jax.random.normal`` of this shape, number for number; outside of jit a NumPy array."""
+    """As ``jax.random.normal`` of this shape, number for number; a NumPy array where the key is known."""
     size = math.prod(shape)
     room = max(2**12, 1 << (size - 1).bit_length())
-    drawn: Any = jax.random.normal(key, (room,))  # each number depends on its place alone
-    if not isinstance(drawn, jax.core.Tracer):
-        drawn = np.asarray(drawn)
-    return drawn[:size].reshape(shape)
+    if isinstance(key, jax.core.Tracer):
+        return jax.random.normal(key, (room,))[:size].reshape(shape)
+    with jax.ensure_compile_time_eval():  # each number depends on its place alone
+        return np.asarray(jax.random.normal(key, (room,)))[:size].reshape(shape)
 
 
 def generator(key) -> np.random.Generator:

@@ -15,6 +15,7 @@ them) or :func:`static` (hashable configuration, compared with ``==``). A class 
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,8 @@ from numpyro.distributions import constraints
 from numpyro.distributions.transforms import Transform
 from numpyro.distributions.util import array_equiv
 
+from numpyro_maf.codec import storable
+from numpyro_maf.flows.domains import check_meeting
 from numpyro_maf.pytrees import static
 
 __all__ = ["Bijector", "Chain", "Inverse", "Part"]
@@ -49,6 +52,7 @@ class Bijector(Transform):
         register_pytree_with_keys(
             cls, lambda self: self._flatten_with_keys(), cls.tree_unflatten, cls.tree_flatten
         )
+        storable(cls)
 
     # Two directions ------------------------------------------------------------------------
 
@@ -92,7 +96,11 @@ class Bijector(Transform):
 
     @property
     def inv(self) -> Bijector:
-        return Inverse(self)
+        inverse = None if self._inv is None else self._inv()  # a weak reference, as in NumPyro
+        if inverse is None:
+            inverse = Inverse(self)
+            object.__setattr__(self, "_inv", weakref.ref(inverse))
+        return inverse
 
     def call_with_intermediates(self, x):
         return self.forward_and_log_det(x)
@@ -167,6 +175,12 @@ class Inverse(Bijector):
     def batch_shape(self):
         return self.bijector.batch_shape
 
+    def forward_shape(self, shape):
+        return self.bijector.inverse_shape(shape)
+
+    def inverse_shape(self, shape):
+        return self.bijector.forward_shape(shape)
+
     @property
     def domain(self):
         return self.bijector.codomain
@@ -199,9 +213,17 @@ class Chain(Bijector):
     """Bijectors one after the other.
 
     :param bijectors: a tuple, in the order in which ``forward_and_log_det`` applies them.
+    :raises ValueError: for no bijectors, and where the values of one may leave the domain of the next.
     """
 
     bijectors: tuple[Bijector, ...]
+
+    def __post_init__(self):
+        if not self.bijectors:
+            raise ValueError("Chain needs one bijector or more")
+        for i, (first, second) in enumerate(zip(self.bijectors, self.bijectors[1:])):
+            named = f"{type(first).__name__} {i}", f"{type(second).__name__} {i + 1}"
+            check_meeting(first.codomain, second.domain, *named)
 
     @property
     def domain(self):
@@ -218,6 +240,16 @@ class Chain(Bijector):
     @property
     def batch_shape(self):
         return jnp.broadcast_shapes(*(b.batch_shape for b in self.bijectors))
+
+    def forward_shape(self, shape):
+        for bijector in self.bijectors:
+            shape = bijector.forward_shape(shape)
+        return shape
+
+    def inverse_shape(self, shape):
+        for bijector in self.bijectors[::-1]:
+            shape = bijector.inverse_shape(shape)
+        return shape
 
     def bind(self, context):
         return Chain(tuple(b.bind(context) for b in self.bijectors))
@@ -244,14 +276,14 @@ class Chain(Bijector):
         return known
 
     def forward_and_log_det(self, x):
-        total = zeros_of(x)
+        total = zeros_of(x, self.domain.event_dim)
         for bijector in self.bijectors:
             x, log_det = bijector.forward_and_log_det(x)
             total = total + log_det
         return x, total
 
     def inverse_and_log_det(self, y):
-        total = zeros_of(y)
+        total = zeros_of(y, self.codomain.event_dim)
         for bijector in self.bijectors[::-1]:
             y, log_det = bijector.inverse_and_log_det(y)
             total = total + log_det
@@ -318,9 +350,10 @@ class Part(Bijector):
         return x.astype(y.dtype).at[..., at].set(y), log_det
 
 
-def zeros_of(x):
+def zeros_of(x, event_dim: int = 1):
     """A zero log-determinant for events ``x``: ``(..., D) -> (...)``."""
-    return jnp.zeros(jnp.shape(x)[:-1], jnp.result_type(x, float))
+    shape = jnp.shape(x)
+    return jnp.zeros(shape[: len(shape) - event_dim], jnp.result_type(x, float))
 
 
 def check_width(x, features: int, name: str) -> None:

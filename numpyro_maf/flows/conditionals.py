@@ -9,7 +9,6 @@ is a frozen dataclass without arrays. Values are floats, also those of discrete 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,6 +17,7 @@ import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 from numpyro.distributions import constraints
 
+from numpyro_maf.flows.formulas import bounded, normal_log_density
 from numpyro_maf.flows.parametric import Parametric
 
 __all__ = ["Bernoulli", "Categorical", "Conditional", "Mixture", "Normal"]
@@ -27,7 +27,6 @@ __all__ = ["Bernoulli", "Categorical", "Conditional", "Mixture", "Normal"]
 class Conditional(Parametric):
     """A distribution of one number (abstract)."""
 
-    kind: ClassVar[str] = "conditional"
     is_discrete: ClassVar[bool] = False
 
     @property
@@ -62,11 +61,11 @@ class Normal(Conditional):
         return 2
 
     def log_prob(self, params, x):
-        mean, log_scale = params[0], _bounded(params[1], self.bound)
-        return _normal_log_density((x - mean) * jnp.exp(-log_scale)) - log_scale
+        mean, log_scale = params[0], bounded(params[1], self.bound)
+        return normal_log_density((x - mean) * jnp.exp(-log_scale)) - log_scale
 
     def sample(self, params, uniform, normal):
-        return params[0] + jnp.exp(_bounded(params[1], self.bound)) * normal
+        return params[0] + jnp.exp(bounded(params[1], self.bound)) * normal
 
 
 @dataclass(frozen=True)
@@ -101,14 +100,14 @@ class Mixture(Conditional):
 
     def log_prob(self, params, x):
         logits, means, raw = jnp.split(params, 3)
-        log_scales = _bounded(raw, self.bound)
-        parts = _normal_log_density((x - means) * jnp.exp(-log_scales)) - log_scales
+        log_scales = bounded(raw, self.bound)
+        parts = normal_log_density((x - means) * jnp.exp(-log_scales)) - log_scales
         return logsumexp(jax.nn.log_softmax(logits, axis=0) + parts, axis=0)
 
     def sample(self, params, uniform, normal):
         logits, means, raw = jnp.split(params, 3)
         chosen = jax.nn.one_hot(_choice(logits, uniform), self.components, axis=0, dtype=means.dtype)
-        return jnp.sum(chosen * (means + jnp.exp(_bounded(raw, self.bound)) * normal), axis=0)
+        return jnp.sum(chosen * (means + jnp.exp(bounded(raw, self.bound)) * normal), axis=0)
 
 
 @dataclass(frozen=True)
@@ -169,14 +168,6 @@ class Categorical(Conditional):
     def embed(self, x):
         categories = jnp.arange(self.categories, dtype=x.dtype).reshape(-1, *(1,) * x.ndim)
         return (x == categories).astype(x.dtype)
-
-
-def _bounded(raw, bound: float):
-    return bound * jnp.tanh(raw / bound)
-
-
-def _normal_log_density(z):
-    return -(z**2) / 2 - math.log(2 * math.pi) / 2
 
 
 def _choice(logits, uniform):

@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import copy
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
 from numpyro.distributions.batch_util import promote_batch_shape, vmap_over
 from numpyro.distributions.transforms import ComposeTransform, biject_to
 from numpyro.distributions.util import sum_rightmost, validate_sample
 
-from numpyro_maf.flows.bijectors import Bijector
-from numpyro_maf.flows.supports import is_real
+from numpyro_maf.flows.bijectors import Bijector, Inverse
+from numpyro_maf.flows.domains import check_meeting, fits, is_real
+from numpyro_maf.pytrees import Described
+from numpyro_maf.rng import as_key, as_shape
 
 __all__ = ["FlowDistribution", "Stacking"]
 
@@ -38,10 +42,14 @@ class Stacking(dist.Distribution):
 
     def log_prob(self, value, intermediates=None):
         """``(..., *event_shape) -> (...)``: one pass; none with ``sample_with_intermediates``'s."""
+        if jnp.size(value) == 0:  # NumPyro's sums over event axes divide by the size
+            batch = jnp.shape(value)[: jnp.ndim(value) - self.event_dim]
+            return jnp.zeros(jnp.broadcast_shapes(batch, self.batch_shape), jnp.result_type(value, float))
         return self._stacked_log_prob(value) if self._stacked else self._log_prob(value, intermediates)
 
     def sample(self, key, sample_shape=()):
         """``sample_shape + batch_shape + event_shape`` draws."""
+        key, sample_shape = as_key(key), as_shape(sample_shape)
         return self._stacked_sample(key, sample_shape) if self._stacked else self._sample(key, sample_shape)
 
     @property
@@ -80,11 +88,12 @@ class Stacking(dist.Distribution):
         return jax.vmap(type(self).log_prob, in_axes=(0, axis), out_axes=axis)(self, value)
 
 
-class FlowDistribution(Stacking, dist.TransformedDistribution):
+class FlowDistribution(Stacking, Described, dist.TransformedDistribution):
     """A base distribution through bijectors, scored in one pass of each.
 
     :param base_distribution: a NumPyro distribution.
     :param transforms: one NumPyro transform or a list of them; bijectors are scored in one pass.
+    :raises ValueError: where the values of one may leave the domain of the next: that would be no density.
     """
 
     def __init__(self, base_distribution, transforms, *, validate_args=None):
@@ -92,16 +101,25 @@ class FlowDistribution(Stacking, dist.TransformedDistribution):
             self, base_distribution, transforms, validate_args=validate_args
         )
         self._remember()
+        ranges = [(self.base_dist.support, "the base")]
+        ranges += [(t.codomain, _name(t)) for t in self.transforms]
+        for (support, what), transform in zip(ranges, self.transforms):
+            check_meeting(support, transform.domain, what, _name(transform))
 
     @constraints.dependent_property(is_discrete=False, event_dim=1)
     def support(self):
-        """The last transform's codomain, or the image of the base's support where that is smaller."""
-        smaller = is_real(self.transforms[0].domain) and not is_real(self.base_dist.support)
-        return _Image(self) if smaller else self._codomain
+        """The last transform's codomain, or what is reached of it where a domain before is not filled."""
+        return _Reached(self) if any(self._gaps) else self._codomain
 
     @property
     def _codomain(self):
         return dist.TransformedDistribution.support.__get__(self)
+
+    @property
+    def _gaps(self) -> list[bool]:
+        """For each transform, whether what comes before it does not fill its domain."""
+        before = [self.base_dist.support, *(t.codomain for t in self.transforms)]
+        return [not fits(t.domain, support) for support, t in zip(before, self.transforms)]
 
     def _log_prob(self, value, intermediates=None):
         if intermediates is not None:
@@ -110,8 +128,11 @@ class FlowDistribution(Stacking, dist.TransformedDistribution):
 
     @validate_sample
     def _one_pass(self, value):
-        given, log_prob, event_dim = value, 0.0, self.event_dim
-        for transform in reversed(self.transforms):
+        log_prob, event_dim = 0.0, self.event_dim
+        value, inside = _kept(self._codomain, value, True)
+        for transform, gap in zip(reversed(self.transforms), [False, *reversed(self._gaps)]):
+            if gap:
+                value, inside = _kept(transform.codomain, value, inside)
             if isinstance(transform, Bijector):
                 value, log_det = transform.inverse_and_log_det(value)
             else:
@@ -120,16 +141,16 @@ class FlowDistribution(Stacking, dist.TransformedDistribution):
             extra = event_dim - transform.codomain.event_dim
             log_prob = log_prob + sum_rightmost(log_det, extra)
             event_dim = transform.domain.event_dim + extra
+        value, inside = _kept(self.base_dist.support, value, inside)
         base = self.base_dist.log_prob(value)
-        if not is_real(self.base_dist.support):
-            base = jnp.where(self.base_dist.support(value), base, -jnp.inf)
         log_prob = log_prob + sum_rightmost(base, event_dim - self.base_dist.event_dim)
-        return log_prob if is_real(self._codomain) else jnp.where(self._codomain(given), log_prob, -jnp.inf)
+        return log_prob if inside is True else jnp.where(inside, log_prob, -jnp.inf)
 
     def _sample(self, key, sample_shape):
         return dist.TransformedDistribution.sample(self, key, sample_shape)
 
     def sample_with_intermediates(self, key, sample_shape=()):
+        key, sample_shape = as_key(key), as_shape(sample_shape)
         if self._stacked:
             return self._stacked_sample(key, sample_shape), []
         return dist.TransformedDistribution.sample_with_intermediates(self, key, sample_shape)
@@ -138,21 +159,102 @@ class FlowDistribution(Stacking, dist.TransformedDistribution):
         """As :meth:`sample`: differentiable in weights, context and the base's parameters."""
         return self.sample(key, sample_shape)
 
+    def is_ancestral(self, seen) -> bool:
+        """Whether :meth:`sample_given` can draw exactly: the seen numbers are made first by every layer.
+
+        :param seen: ``event_shape`` booleans.
+        """
+        return self._base_numbers(seen) is not None
+
+    def sample_given(self, key, value, seen, sample_shape=()):
+        """Exact draws of the numbers that are not seen, given those that are: ``sample_shape + event_shape``.
+
+        What is seen says where its numbers stand in the base; the others are drawn there anew.
+
+        :param value: ``event_shape``; numbers that are not seen may be anything.
+        :param seen: ``event_shape`` booleans.
+        :raises ValueError: unless :meth:`is_ancestral`.
+        """
+        known = self._base_numbers(seen)
+        if known is None:
+            raise ValueError(
+                "the seen numbers are not the first of every layer: their conditional is not known"
+            )
+        return _given(
+            self, as_key(key), value, np.asarray(seen), tuple(sorted(known)), as_shape(sample_shape)
+        )
+
+    def _base_numbers(self, seen) -> frozenset[int] | None:
+        """The numbers of the base that the seen ones determine, and are determined by."""
+        known: frozenset[int] | None = frozenset(np.flatnonzero(seen).tolist())
+        if self.batch_shape or not isinstance(self.base_dist, dist.Independent) or known is None:
+            return None
+        if len(known) in (0, np.size(seen)):
+            return known
+        for transform in reversed(self.transforms):
+            if isinstance(transform, Bijector):
+                known = None if known is None else transform.inputs_of(known)
+            elif transform.domain.event_dim:  # otherwise it works on each number by itself
+                return None
+        return known
+
     def _array_leaves(self):
         return jax.tree.leaves((self.base_dist, self.transforms))
 
+    def _describe(self):
+        base, steps = self.base_dist, [_name(t) for t in self.transforms]
+        while isinstance(base, (dist.Independent, dist.ExpandedDistribution)):
+            base = base.base_dist
+        if len(steps) > 4:
+            steps = [*steps[:2], f"{len(steps) - 3} more", steps[-1]]
+        shapes = f"batch shape {self.batch_shape}, event shape {self.event_shape}"
+        return [f"FlowDistribution({shapes})", f"  {type(base).__name__} -> " + " -> ".join(steps)]
 
-class _Image(constraints.Constraint):
-    """What a flow makes of a base whose support is not all of the reals."""
+
+def _name(transform) -> str:
+    inner = f"({_name(transform.bijector)})" if isinstance(transform, Inverse) else ""
+    return type(transform).__name__ + inner
+
+
+def _kept(support, value, inside):
+    """Values, those off a support replaced by one on it: gradients stay finite; and which are on it."""
+    if is_real(support):
+        return value, inside
+    on = support(value)
+    keep = on.reshape(*jnp.shape(on), *[1] * support.event_dim)
+    return jnp.where(keep, value, support.feasible_like(value)), on if inside is True else inside & on
+
+
+@partial(jax.jit, static_argnums=(4, 5))
+def _given(d, key, value, seen, known, sample_shape):
+    fill_key, draw_key = jax.random.split(key)
+
+    def through(z):
+        for transform in d.transforms:
+            z = transform(z)
+        return z
+
+    place = jnp.where(seen, value, through(d.base_dist.sample(fill_key)))
+    for transform in reversed(d.transforms):
+        place = transform.inv(place)
+    fixed = np.isin(np.arange(seen.size), known)
+    drawn = through(jnp.where(fixed, place, d.base_dist.sample(draw_key, sample_shape)))
+    return jnp.where(seen, value, drawn)
+
+
+class _Reached(constraints.Constraint):
+    """What a flow reaches where a domain on the way is not filled."""
 
     def __init__(self, flow_distribution):
         self.distribution = flow_distribution
         self.event_dim = flow_distribution.event_dim
 
     def __call__(self, x):
+        inside: Any = True
         for transform in reversed(self.distribution.transforms):
+            x, inside = _kept(transform.codomain, x, inside)
             x = transform.inv(x)
-        return self.distribution.base_dist.support(x)
+        return inside & self.distribution.base_dist.support(x)
 
     def feasible_like(self, prototype):
         d = self.distribution
@@ -165,8 +267,8 @@ class _Image(constraints.Constraint):
         return (self.distribution,), (("distribution",), {"event_dim": self.event_dim})
 
 
-@biject_to.register(_Image)
-def _biject_to_image(constraint):
+@biject_to.register(_Reached)
+def _biject_to_reached(constraint):
     d = constraint.distribution
     return ComposeTransform([biject_to(d.base_dist.support), *d.transforms])
 

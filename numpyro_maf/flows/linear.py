@@ -15,7 +15,9 @@ import numpy as np
 from jax.scipy.linalg import solve_triangular
 
 from numpyro_maf.flows.bijectors import Bijector, check_order, check_width, zeros_of
+from numpyro_maf.flows.formulas import bounded
 from numpyro_maf.pytrees import static
+from numpyro_maf.rng import normal, split
 
 __all__ = ["ActNorm", "LULinear", "Permute", "Regression", "Standardize"]
 
@@ -113,7 +115,7 @@ class ActNorm(Bijector):
 
     @property
     def _log_scale(self):
-        return self.bound * jnp.tanh(self.raw_scale / self.bound)
+        return bounded(self.raw_scale, self.bound)
 
     def forward_and_log_det(self, x):
         rows, count = _channels(x, self.loc.shape[-1], "ActNorm")
@@ -147,12 +149,11 @@ class LULinear(Bijector):
     @classmethod
     def init(cls, key, channels: int) -> LULinear:
         """Near the identity, on events of ``channels`` features, or a multiple."""
-        keys = jax.random.split(key)
         scale = 0.1 / channels**0.5
-        return cls(*(scale * jax.random.normal(k, (channels, channels)) for k in keys))
+        return cls(*(jnp.asarray(scale * normal(k, (channels, channels))) for k in split(key)))
 
     def _factors(self):
-        log_diagonal = self.bound * jnp.tanh(jnp.diagonal(self.upper) / self.bound)
+        log_diagonal = bounded(jnp.diagonal(self.upper), self.bound)
         lower = jnp.tril(self.lower, -1) + jnp.eye(len(self.lower), dtype=self.lower.dtype)
         return lower, jnp.triu(self.upper, 1) + jnp.diag(jnp.exp(log_diagonal)), log_diagonal.sum()
 
@@ -256,4 +257,5 @@ def _channels(x, channels: int, name: str):
     shape = jnp.shape(x)
     if not shape or shape[-1] % channels or not shape[-1]:
         raise ValueError(f"{name} expects events with last axis a multiple of {channels}, got {shape}")
-    return jnp.reshape(x, (*shape[:-1], -1, channels)), shape[-1] // channels
+    count = shape[-1] // channels
+    return jnp.reshape(x, (*shape[:-1], count, channels)), count

@@ -14,7 +14,6 @@ permutation of the weights; training draws one for each step, and the density is
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -22,34 +21,33 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.tree_util import register_dataclass
 from numpyro.distributions import constraints
-from numpyro.distributions.batch_util import vmap_over
-from numpyro.distributions.util import validate_sample
 
-from numpyro_maf.flows.bijectors import check_order, zeros_of
+from numpyro_maf.codec import storable
+from numpyro_maf.flows.bijectors import check_order
+from numpyro_maf.flows.columns import MADE, Columns
 from numpyro_maf.flows.conditionals import Conditional
-from numpyro_maf.flows.distributions import Stacking
+from numpyro_maf.flows.flow import Flow, Recipe
 from numpyro_maf.flows.linear import Standardize
-from numpyro_maf.flows.sweeps import enter, network, sweep
-from numpyro_maf.nn.init import ACTIVATIONS
-from numpyro_maf.nn.masked import MaskedMLP, masks_of
+from numpyro_maf.nn.masked import MaskedMLP
 from numpyro_maf.pytrees import static
 
-__all__ = ["MADE", "Made"]
-
+__all__ = ["Made"]
 
 AGNOSTIC = {"order": (True, False), "connectivity": (False, True), "both": (True, True)}
 
 
+@storable
 @register_dataclass
-@dataclass(frozen=True, eq=False)
-class Made:
-    """The weights of a :class:`MADE` and what they mean. Made by :meth:`init`.
+@dataclass(frozen=True, eq=False, repr=False)
+class Made(Flow):
+    """The weights of a :class:`MADE`, and what they mean. Made by :func:`~numpyro_maf.made`.
 
     :param net: the masked network.
     :param logits: ``(M,)``, of the members' weights in the ensemble.
+    :param event_scale: from standardised to original columns; None where all are discrete.
+    :param context_scale: the same for the context; None without context.
     :param member: None for the whole ensemble, or the number of one member.
     :param columns: a conditional for each column.
     :param order: the columns in the order in which the first member makes them.
@@ -58,10 +56,13 @@ class Made:
 
     net: MaskedMLP
     logits: Any
+    event_scale: Standardize | None = None
+    context_scale: Standardize | None = None
     member: Any = None
     columns: tuple[Conditional, ...] = static(default=())
     order: tuple[int, ...] = static(default=())
     agnostic: str = static(default="both")
+    recipe: Recipe | None = static(default=None)
 
     @classmethod
     def init(cls, key, columns, *, context, hidden, activation, order, masks, agnostic, direct) -> Made:
@@ -81,7 +82,49 @@ class Made:
         # The network's own order is that of the features: members permute it.
         back = np.argsort(order)
         net = net.permuted(back, [np.arange(h) for h in hidden])
-        return cls(net, jnp.zeros(masks), None, columns, order, agnostic)
+        continuous = not all(c.is_discrete for c in columns)
+        return cls(
+            net,
+            jnp.zeros(masks),
+            Standardize.identity(len(columns)) if continuous else None,
+            Standardize.identity(context) if context else None,
+            columns=columns,
+            order=order,
+            agnostic=agnostic,
+        )
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return (len(self.columns),)
+
+    @property
+    def context(self) -> int:  # type: ignore[override]
+        return self.net.context
+
+    @property
+    def is_discrete(self) -> np.ndarray:
+        return np.array([c.is_discrete for c in self.columns])
+
+    @property
+    def support(self):
+        """Of all columns; real vectors where each is continuous."""
+        if not self.is_discrete.any():
+            return constraints.real_vector
+        if len(set(self.columns)) == 1:
+            return constraints.independent(self.columns[0].support, 1)
+        return Columns(self.columns)
+
+    @property
+    def weights(self):
+        """The network, and the logits of the ensemble's weights."""
+        return self.net, self.logits
+
+    def with_weights(self, weights) -> Made:
+        return replace(self, net=weights[0], logits=weights[1])
+
+    def __call__(self, context=None) -> MADE:
+        scaled = self.scaled_context(context)
+        return MADE(replace(self, event_scale=None, context_scale=None), scaled, self.event_scale)
 
     @property
     def masks(self) -> int:
@@ -161,179 +204,3 @@ def _permutations(order, widths, masks: int, agnostic: str):
         for rows, h in zip(units, widths):
             rows.append(rng.permutation(h) if shuffle_units else rows[0])
     return np.stack(orders), tuple(np.stack(rows) for rows in units)
-
-
-class _Columns(constraints.Constraint):
-    """A constraint of its own for each column."""
-
-    event_dim = 1
-
-    def __init__(self, columns):
-        self.columns = columns
-        self.is_discrete = any(c.is_discrete for c in columns)
-
-    def __call__(self, x):
-        return jnp.stack([c.support(x[..., d]) for d, c in enumerate(self.columns)], -1).all(-1)
-
-    def feasible_like(self, prototype):
-        parts = [c.support.feasible_like(prototype[..., d]) for d, c in enumerate(self.columns)]
-        return jnp.stack(parts, -1).astype(jnp.result_type(prototype))
-
-    def tree_flatten(self):
-        return (), ((), {"columns": self.columns, "is_discrete": self.is_discrete})
-
-
-class MADE(Stacking):
-    """A masked autoregressive distribution, or the mixture over an ensemble of them.
-
-    Values are integers where every column is discrete, floats otherwise.
-
-    :param made: weights and columns, a :class:`Made`.
-    :param context: ``(..., C)``, or None; the batch axes become the batch shape.
-    :param scale: a :class:`~numpyro_maf.Standardize` of the columns, or None.
-    """
-
-    arg_constraints: dict[str, Any] = {}
-    pytree_data_fields = ("made", "context", "scale")
-
-    def __init__(self, made: Made, context=None, scale: Standardize | None = None, *, validate_args=None):
-        self.made, self.context, self.scale = made, context, scale
-        batch_shape = () if context is None else jnp.shape(context)[:-1]
-        super().__init__(batch_shape, (len(made.columns),), validate_args=validate_args)
-        self._remember()
-
-    @property
-    def is_discrete(self) -> bool:  # type: ignore[override]
-        return self.support.is_discrete
-
-    @constraints.dependent_property(event_dim=1)
-    def support(self):
-        """Of all columns; real vectors where each is continuous."""
-        columns = self.made.columns
-        if not any(c.is_discrete for c in columns):
-            return constraints.real_vector
-        if len(set(columns)) == 1:
-            return constraints.independent(columns[0].support, 1)
-        return _Columns(columns)
-
-    def _array_leaves(self):
-        return jax.tree.leaves((self.made, self.context, self.scale))
-
-    @validate_sample
-    def _log_prob(self, value, intermediates=None):
-        log_probs = self.member_log_probs(value)
-        if len(log_probs) == 1:
-            return log_probs[0]
-        weights = jax.nn.log_softmax(self.made.logits)
-        return jax.nn.logsumexp(weights.reshape(-1, *(1,) * (log_probs.ndim - 1)) + log_probs, axis=0)
-
-    def member_log_probs(self, value, known=None):
-        """Log-density under each member of the ensemble, ``(..., D) -> (M, ...)``.
-
-        :param known: ``(D,)`` booleans, the columns that count; None for all. It is a density of those where
-            they come first in every member's order.
-        """
-        made = self.made
-        value = jnp.asarray(value, jnp.result_type(value, *jax.tree.leaves(made.net)))
-        total = zeros_of(value)
-        if self.scale is not None:
-            value, total = self.scale.inverse_and_log_det(value)
-            if known is not None:
-                total = -jnp.sum(jnp.where(known, jnp.log(self.scale.scale), 0), -1)
-        counts = np.ones(len(made.columns)) if known is None else jnp.asarray(known, float)
-        kind = made._kinds[1][:, None]
-
-        def score(member):
-            *_, places, degrees = member
-            masks = None if self._plain else masks_of(places, degrees)
-            x, theta, restore = enter(made.net, self.context, None, value, "MADE", masks)
-            _, params = network(made.net.activation, theta, made.embed(kind, x))
-            return restore.rows(made.log_prob(kind, params, x) * jnp.asarray(counts, x.dtype)[:, None])
-
-        return _over_members(score, made.members()) + total
-
-    @property
-    def _plain(self) -> bool:
-        """Whether the network's own order is that of the only member."""
-        return self.made.masks == 1 and self.made.order == tuple(range(len(self.made.columns)))
-
-    def _sample(self, key, sample_shape=()):
-        return self.sample_given(key, None, None, sample_shape)
-
-    def sample_given(self, key, value, known, sample_shape=()):
-        """Draws of the columns that are not known, given those that are: exact where these come first.
-
-        :param value: ``(..., D)``, of which the known columns count.
-        :param known: ``(D,)`` booleans. Value and known are None for unconditional draws.
-        :return: ``sample_shape + batch_shape + (D,)``, the known columns as given.
-        """
-        made, features = self.made, len(self.made.columns)
-        shape = (*sample_shape, *self.batch_shape)
-        if value is not None:
-            shape = jnp.broadcast_shapes(shape, jnp.shape(value)[:-1])
-        member_key, uniform_key, normal_key = jax.random.split(key, 3)
-        dtype = jnp.result_type(*jax.tree.leaves(made.net), float if self.context is None else self.context)
-        given = jnp.zeros((*shape, features), dtype)
-        logits = made.logits
-        if value is not None:
-            plain = value if self.scale is None else self.scale._inverse(value)
-            given = given + jnp.where(jnp.asarray(known), plain, 0)
-            if made.masks > 1 and made.member is None:
-                # Members that make the known columns likely are likelier.
-                logits = jnp.moveaxis(
-                    self.member_log_probs(jnp.broadcast_to(value, given.shape), known), 0, -1
-                )
-                logits = logits + jax.nn.log_softmax(made.logits)
-        numbers, orders, units, *_ = made.members()
-        chosen = jnp.broadcast_to(numbers[0], shape)
-        if len(numbers) > 1:
-            chosen = jax.random.categorical(member_key, logits, shape=shape)
-        size = int(np.prod(shape))
-        uniform = jax.random.uniform(uniform_key, (features, size), dtype)
-        normal = jax.random.normal(normal_key, (features, size), dtype)
-        fixed = np.zeros(features, bool) if known is None else jnp.asarray(known)
-        kinds = made._kinds[1]
-
-        def draw(order, units):
-            net = made.net if self._plain else made.net.permuted(order, units)
-            x, (layers, offsets), restore = enter(net, self.context, None, given[..., order], "MADE")
-
-            def emit(params, kind, fixed, x, uniform, normal):
-                x = jnp.where(fixed, x, made.sample(kind, params, uniform, normal))
-                return made.embed(kind, x), x[None]
-
-            def activate(rows, _):
-                return ACTIVATIONS[net.activation](rows)
-
-            kind, keep = (jnp.asarray(a)[order][:, None] for a in (kinds, fixed))
-            data = (kind, keep, x, uniform, normal)
-            _, results = sweep(layers, offsets, activate, emit, data=data, rows=1, size=size, dtype=x.dtype)
-            return restore(results[0][jnp.argsort(order)])
-
-        def step(drawn, member):
-            number, order, units = member
-            return jnp.where((chosen == number)[..., None], draw(order, units), drawn), None
-
-        if len(numbers) == 1:
-            drawn = draw(*jax.tree.map(lambda a: a[0], (orders, units)))
-        else:
-            drawn, _ = lax.scan(step, given, (numbers, orders, units))
-        if self.scale is not None:
-            drawn = self.scale(drawn)
-        if value is not None:
-            drawn = jnp.where(jnp.asarray(known), value, drawn)
-        return drawn.astype(int) if all(c.is_discrete for c in made.columns) else drawn
-
-
-@vmap_over.register
-def _vmap_over_made(d: MADE, made=None, context=None, scale=None):
-    mapped = copy.copy(d)
-    mapped.made, mapped.context, mapped.scale = made, context, scale
-    return mapped
-
-
-def _over_members(function, members):
-    """``function`` of each member, stacked; without a loop where there is one."""
-    if len(members[0]) == 1:
-        return function(jax.tree.map(lambda a: a[0], members))[None]
-    return lax.map(function, members)

@@ -23,7 +23,8 @@ import numpy as np
 from jax import lax
 from jax.scipy.special import log_ndtr, logsumexp, ndtri
 
-from numpyro_maf.flows.parametric import Parametric, parametric_from_spec
+from numpyro_maf.flows.formulas import bounded, normal_log_density
+from numpyro_maf.flows.parametric import Parametric
 
 __all__ = ["Additive", "Affine", "Compose", "MixtureCDF", "Scalar"]
 
@@ -32,9 +33,10 @@ __all__ = ["Additive", "Affine", "Compose", "MixtureCDF", "Scalar"]
 class Scalar(Parametric):
     """A monotone scalar map (abstract)."""
 
-    kind: ClassVar[str] = "scalar"
     # Of values and results alike: "real", "unit" for [0, 1] or "circle" for [-pi, pi).
     support: ClassVar[str] = "real"
+    # What takes a bounded base to the reals: "logit", or "probit" where the map ends in a normal quantile.
+    link: ClassVar[str] = "logit"
 
     def forward(self, params, x):
         """``(P, ...), (...) -> (...), (...)``: the value and ``log dy/dx``."""
@@ -65,7 +67,7 @@ class Affine(Scalar):
         return 2
 
     def _shift_and_log_scale(self, params):
-        return params[0], self.bound * jnp.tanh(params[1] / self.bound)
+        return params[0], bounded(params[1], self.bound)
 
     def forward(self, params, x):
         t, s = self._shift_and_log_scale(params)
@@ -119,6 +121,10 @@ class MixtureCDF(Scalar):
             raise ValueError(f"kernel must be 'logistic' or 'gaussian', got {self.kernel!r}")
 
     @property
+    def link(self) -> str:  # type: ignore[override]
+        return "probit" if self.kernel == "gaussian" else "logit"
+
+    @property
     def num_params(self) -> int:
         return 3 * self.components
 
@@ -135,13 +141,15 @@ class MixtureCDF(Scalar):
     def _components(self, params):
         """Log-weights, means and log-scales, ``(K, ...)`` each."""
         logits, means, raw = jnp.split(params, 3)
-        return jax.nn.log_softmax(logits, axis=0), means, self.bound * jnp.tanh(raw / self.bound)
+        return jax.nn.log_softmax(logits, axis=0), means, bounded(raw, self.bound)
 
     def forward(self, params, x):
         log_weights, means, log_scales = self._components(params)
         z = (x - means) * jnp.exp(-log_scales)
         log_cdf, log_density = (
-            (jax.nn.log_sigmoid, _log_logistic) if self.kernel == "logistic" else (log_ndtr, _log_normal)
+            (jax.nn.log_sigmoid, _log_logistic)
+            if self.kernel == "logistic"
+            else (log_ndtr, normal_log_density)
         )
         below = logsumexp(log_weights + log_cdf(z), axis=0)
         above = logsumexp(log_weights + log_cdf(-z), axis=0)
@@ -151,7 +159,7 @@ class MixtureCDF(Scalar):
         # Not by jnp.minimum, whose derivative where both are equal is that of neither.
         lower = below < above
         tail = _log_ndtri(jnp.where(lower, below, above))
-        return jnp.where(lower, tail, -tail), log_slope - _log_normal(tail)
+        return jnp.where(lower, tail, -tail), log_slope - normal_log_density(tail)
 
     def inverse(self, params, y):
         params = jnp.broadcast_to(params, (params.shape[0], *jnp.shape(y)))
@@ -171,10 +179,9 @@ class Compose(Scalar):
     maps: tuple[Scalar, ...] = (MixtureCDF(), Affine())
 
     def __post_init__(self):
-        maps = tuple(parametric_from_spec(m) if isinstance(m, dict) else m for m in self.maps)
-        object.__setattr__(self, "maps", maps)
-        if len(maps) < 2 or len({m.support for m in maps}) != 1:
-            raise ValueError(f"Compose needs two or more maps with the same support, got {maps}")
+        object.__setattr__(self, "maps", tuple(self.maps))
+        if len(self.maps) < 2 or len({m.support for m in self.maps}) != 1:
+            raise ValueError(f"Compose needs two or more maps with the same support, got {self.maps}")
 
     @property
     def support(self):  # type: ignore[override]
@@ -213,20 +220,12 @@ class Compose(Scalar):
     def embed(self, x):
         return self.maps[0].embed(x)
 
-    @property
-    def spec(self):
-        return {"scalar": "Compose", "maps": [m.spec for m in self.maps]}
-
 
 # Distribution functions and their inverses --------------------------------------------------------
 
 
 def _log_logistic(z):
     return jax.nn.log_sigmoid(z) + jax.nn.log_sigmoid(-z)
-
-
-def _log_normal(z):
-    return -(z**2) / 2 - math.log(2 * math.pi) / 2
 
 
 @jax.custom_jvp
@@ -237,7 +236,7 @@ def _log_ndtri(p):
     z = jnp.where(p > -10, ndtri(jnp.exp(p)), z)
     for _ in range(3):
         below = log_ndtr(z)
-        z = z - (below - p) * jnp.exp(below - _log_normal(z))
+        z = z - (below - p) * jnp.exp(below - normal_log_density(z))
     return z
 
 
@@ -245,7 +244,7 @@ def _log_ndtri(p):
 def _log_ndtri_jvp(primals, tangents):
     (p,), (dp,) = primals, tangents
     z = _log_ndtri(p)
-    return z, dp * jnp.exp(p - _log_normal(z))
+    return z, dp * jnp.exp(p - normal_log_density(z))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))

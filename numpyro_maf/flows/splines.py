@@ -268,7 +268,7 @@ def _slopes(raw, least: float):
 def _rational_table(raw, size: float, min_bin: float, slopes):
     """Of bins, with the slopes at their ends, that fill an interval of this size, from 0 on, on both axes."""
     slopes = jnp.concatenate(slopes)
-    raw = raw.reshape(2, -1, *raw.shape[1:])
+    raw = raw.reshape(2, len(raw) // 2, *raw.shape[1:])
     return size * _shares(raw, min_bin, axis=1), jnp.stack([slopes[:-1], slopes[1:]])
 
 

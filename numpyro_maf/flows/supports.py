@@ -18,27 +18,19 @@ from numpyro.distributions import constraints
 from numpyro.distributions.transforms import IndependentTransform, Transform, biject_to
 from numpyro.distributions.util import array_equiv
 
-from numpyro_maf.flows.bijectors import Bijector, check_width, zeros_of
+from numpyro_maf.flows.bijectors import Bijector, Inverse, check_width, zeros_of
+from numpyro_maf.flows.domains import EVENTS, of_one_number
 from numpyro_maf.pytrees import static
 
 __all__ = [
+    "Box",
     "Each",
     "Logit",
     "Probit",
     "Reshape",
     "bijection",
     "categories",
-    "support_from_spec",
-    "support_to_spec",
 ]
-
-
-# Supports of events by the support of their numbers: singletons, as NumPyro compares them by identity.
-EVENTS: dict[str, Any] = {
-    "real": constraints.real_vector,
-    "unit": constraints.independent(constraints.unit_interval, 1),
-    "circle": constraints.independent(constraints.circular, 1),
-}
 
 
 @lru_cache(maxsize=64)
@@ -122,17 +114,52 @@ class Probit(Bijector):
 
 
 @dataclass(frozen=True, eq=False)
-class Each(Bijector):
-    """A NumPyro transform of single numbers, applied to each feature: from the reals to another support.
+class Box(Bijector):
+    """``y = (x - low) / (high - low)``: from an interval of each number to the unit box.
 
-    :param transform: such as ``biject_to(constraints.positive)``.
+    :param low: lower ends, ``(D,)`` or a number; ``high``: upper ends.
     """
 
-    transform: Any
+    low: Any
+    high: Any
+
+    @property
+    def domain(self):
+        return constraints.independent(constraints.interval(self.low, self.high), 1)
+
+    codomain = EVENTS["unit"]
+
+    def inputs_of(self, known):
+        return known
+
+    def forward_and_log_det(self, x):
+        width = jnp.broadcast_to(jnp.asarray(self.high) - self.low, jnp.shape(x))
+        return (x - self.low) / width, -jnp.log(width).sum(-1)
+
+    def inverse_and_log_det(self, y):
+        width = jnp.broadcast_to(jnp.asarray(self.high) - self.low, jnp.shape(y))
+        return self.low + width * y, jnp.log(width).sum(-1)
+
+
+@dataclass(frozen=True, eq=False)
+class Each(Bijector):
+    """From the reals to a support of single numbers, for each feature, by NumPyro's ``biject_to``.
+
+    An interval is reached by the normal distribution function.
+
+    :param support: such as ``constraints.positive``.
+    """
+
+    support: Any
+
+    @property
+    def transform(self):
+        """The transform of single numbers."""
+        return bijection(self.support)
 
     @property
     def codomain(self):
-        return _each(self.transform.codomain)
+        return _each(self.support)
 
     def inputs_of(self, known):
         return known
@@ -191,6 +218,23 @@ class Reshape(Bijector):
             raise ValueError(f"Reshape expects events of shape {self.shape}, got {jnp.shape(y)}")
         x = y.reshape(self.inverse_shape(y.shape))
         return x, zeros_of(x)
+
+
+def to_reals(support, link: str = "logit") -> tuple[Bijector, ...]:
+    """Fixed bijectors from a support of single numbers to the reals.
+
+    :param link: of numbers in an interval: ``"logit"`` or ``"probit"``.
+    :raises ValueError: for a support whose numbers depend on each other, and discrete ones.
+    """
+    each = of_one_number(support)
+    if each is constraints.real:
+        return ()
+    if each.event_dim or each.is_discrete:
+        raise ValueError(f"base must have a support of each number by itself or all reals, got {each}")
+    if isinstance(each, constraints.interval):
+        box = () if each is constraints.unit_interval else (Box(each.lower_bound, each.upper_bound),)
+        return *box, Probit() if link == "probit" else Logit()
+    return (Inverse(Each(each)),)
 
 
 def categories(support) -> int:
@@ -266,51 +310,3 @@ class _Shift(Transform):
 
     def eq(self, other, static=False):
         return isinstance(other, _Shift) and array_equiv(self.low, other.low)
-
-
-def support_to_spec(support) -> dict[str, Any]:
-    """A constraint's name in NumPyro and its arguments."""
-    kind = type(support)
-    if kind is constraints.independent:
-        of = support_to_spec(support.base_constraint)
-        return {"name": "independent", "of": of, "event_dims": support.reinterpreted_batch_ndims}
-    for name in constraints.__all__:
-        known = getattr(constraints, name)
-        if type(known) is kind:
-            return {"name": name}
-        if known is kind:
-            values, (names, _) = support.tree_flatten()
-            return {"name": name, "arguments": {k: _number_to_spec(v) for k, v in zip(names, values)}}
-    raise TypeError(f"a support of type {kind.__name__} cannot be described")
-
-
-def _number_to_spec(value):
-    """Python's numbers, subtracted in full precision, stay apart from arrays without axes."""
-    if isinstance(value, (int, float)):
-        return value
-    return {"array": np.asarray(value).tolist()}
-
-
-def support_from_spec(spec):
-    """The constraint that :func:`support_to_spec` describes."""
-    if "of" in spec:
-        return constraints.independent(support_from_spec(spec["of"]), spec["event_dims"])
-    if spec["name"] not in constraints.__all__:
-        raise ValueError(f"unknown support {spec['name']!r}")
-    known = getattr(constraints, spec["name"])
-    if "arguments" in spec:
-        given = spec["arguments"].items()
-        return known(**{k: jnp.asarray(v["array"]) if isinstance(v, dict) else v for k, v in given})
-    return known
-
-
-def is_real(support) -> bool:
-    """Whether a support is all of the reals, event axes aside."""
-    return of_one_number(support) is constraints.real
-
-
-def of_one_number(support):
-    """A support without its event axes."""
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return support

@@ -214,7 +214,7 @@ class Restore:
         """``(D, B) -> (..., D)``, in the features' own order."""
         if self.order is not None:
             y = y[np.argsort(self.order)]
-        return y.T.reshape(*self.batch, -1)
+        return y.T.reshape(*self.batch, len(y))
 
     def rows(self, values):
         """``(D, B) -> (...)``: the sum over the dimensions."""
@@ -238,7 +238,7 @@ def enter(net: MaskedMLP, context, order, x, name: str, masks=None):
     batch = jnp.broadcast_shapes(jnp.shape(x)[:-1], () if context is None else jnp.shape(context)[:-1])
     size = int(np.prod(batch))
     dtype = jnp.result_type(x, *jax.tree.leaves(net), float if context is None else context)
-    x = jnp.broadcast_to(x, (*batch, net.features)).astype(dtype).reshape(size, -1).T
+    x = jnp.broadcast_to(x, (*batch, net.features)).astype(dtype).reshape(size, net.features).T
     if order is not None:
         x = x[np.array(order)]
     first, *rest = net.offsets(context)

@@ -5,29 +5,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 import jax.numpy as jnp
 import numpy as np
 import numpyro
+from jax import Array
 from jax.tree_util import register_dataclass
+from jax.typing import ArrayLike
 
+from numpyro_maf.codec import storable
 from numpyro_maf.flows.builders import nsf
-from numpyro_maf.flows.flow import Flow, from_spec
+from numpyro_maf.flows.flow import Flow
 from numpyro_maf.inference.modules import flow_module
 from numpyro_maf.inference.sites import Sites
-from numpyro_maf.rng import as_key, split
+from numpyro_maf.pytrees import Described
+from numpyro_maf.rng import as_key, as_shape, split
 from numpyro_maf.train.likelihood import fit
+from numpyro_maf.train.options import FitOptions, check_options
 
 __all__ = ["Joint", "fit_sites", "sample_sites"]
 
 
+@storable
 @register_dataclass
-@dataclass(frozen=True)
-class Joint:
+@dataclass(frozen=True, repr=False)
+class Joint(Described):
     """A joint distribution over named sites: a flow of their unconstrained values.
 
     A pytree, so it can be an argument of a model that is compiled once.
@@ -39,24 +45,14 @@ class Joint:
     flow: Flow
     sites: Sites
 
-    @property
-    def spec(self) -> dict[str, Any]:
-        """Itself but for its weights as JSON-able values; :meth:`from_spec` is the way back.
+    def _describe(self) -> list[str]:
+        return [f"Joint of {self.sites._listed()}", *(f"  {line}" for line in repr(self.flow).split("\n"))]
 
-        :raises TypeError: for supports and a base distribution that are none of NumPyro's own.
-        """
-        return {"flow": self.flow.spec, "sites": self.sites.spec}
-
-    @classmethod
-    def from_spec(cls, spec: dict[str, Any]) -> Joint:
-        """A joint distribution of the structure that :attr:`spec` describes, with fresh weights."""
-        return cls(from_spec(spec["flow"]), Sites.from_spec(spec["sites"]))
-
-    def sample(self, key, sample_shape=()) -> dict[str, Any]:
+    def sample(self, key: ArrayLike, sample_shape: int | Sequence[int] = ()) -> dict[str, Array]:
         """Values by site, ``sample_shape + site.shape``, each on its support."""
-        return self.sites.constrain(self.flow().sample(key, sample_shape))
+        return self.sites.constrain(self.flow().sample(as_key(key), as_shape(sample_shape)))
 
-    def log_prob(self, values) -> Any:
+    def log_prob(self, values: Mapping[str, ArrayLike]) -> Array:
         """Log-density ``(...)`` of values by site, with equal leading axes; minus infinity off supports."""
         vector = self.sites.unconstrain(values)
         log_prob = self.flow().log_prob(vector) - self.sites.log_det(vector)
@@ -64,25 +60,27 @@ class Joint:
 
 
 def fit_sites(
-    key,
-    samples,
-    model: Callable,
+    key: ArrayLike,
+    samples: Any,
+    model: Callable[..., Any],
     *,
-    model_args=(),
-    model_kwargs=None,
+    model_args: tuple[Any, ...] = (),
+    model_kwargs: Mapping[str, Any] | None = None,
     builder: Callable[..., Flow] = partial(nsf, transforms=3),
-    **options,
+    **options: Unpack[FitOptions],
 ) -> Joint:
     """Fit one joint distribution to samples of a model's sites: an earlier posterior, say.
 
-    :param key: a ``jax.random`` key.
+    :param key: a ``jax.random`` key, or an integer.
     :param samples: by site, ``(N, *shape)``: a dictionary, a ``MCMC`` that has run, or ArviZ's InferenceData
         or DataTree with a group ``posterior``. Names that are no latent sites of the model are left out.
     :param model: gives supports and shapes; run with ``model_args`` and ``model_kwargs``.
     :param builder: ``(key, features) -> Flow``.
     :param options: of :func:`~numpyro_maf.fit`, such as ``weights``, ``(N,)``, how much each sample counts.
+    :raises TypeError: for an option that does not exist.
     :raises ValueError: when no site is there, for discrete sites, and samples outside their support.
     """
+    check_options("fit_sites", options)
     values = _by_name(samples)
     sites = Sites.of(model, set(values), model_args, model_kwargs)
     vector = np.asarray(sites.unconstrain({name: values[name] for name in sites.names}))
@@ -95,7 +93,7 @@ def fit_sites(
     return Joint(fit(fit_key, flow, vector, **options).flow, sites)
 
 
-def sample_sites(name: str, joint: Joint, *, frozen: bool = True) -> dict[str, Any]:
+def sample_sites(name: str, joint: Joint, *, frozen: bool = True) -> dict[str, Array]:
     """Use a joint distribution as the prior of its sites in a model.
 
     Its vector is the sample site ``name``; the values follow as deterministic sites of their own names.
@@ -110,7 +108,7 @@ def sample_sites(name: str, joint: Joint, *, frozen: bool = True) -> dict[str, A
     return {k: numpyro.deterministic(k, v) for k, v in joint.sites.constrain(vector).items()}
 
 
-def _by_name(samples) -> dict[str, Any]:
+def _by_name(samples: Any) -> dict[str, Any]:
     """Samples by name, ``(N, ...)``, from what holds them."""
     if hasattr(samples, "get_samples"):
         return samples.get_samples()

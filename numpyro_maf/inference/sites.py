@@ -6,31 +6,32 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.tree_util import register_dataclass
+from jax.typing import ArrayLike
 from numpyro.distributions.util import sum_rightmost
 
-from numpyro_maf.flows.supports import (
-    bijection,
-    categories,
-    of_one_number,
-    support_from_spec,
-    support_to_spec,
-)
-from numpyro_maf.pytrees import static
+from numpyro_maf import codec
+from numpyro_maf.codec import storable
+from numpyro_maf.flows.domains import is_real, of_one_number
+from numpyro_maf.flows.supports import bijection, categories
+from numpyro_maf.pytrees import Described, static
 from numpyro_maf.traces import run_once
 
 __all__ = ["Sites"]
 
 
+@storable
 @register_dataclass
-@dataclass(frozen=True)
-class Sites:
+@dataclass(frozen=True, repr=False)
+class Sites(Described):
     """Names, shapes and supports of variables, and the bijection of all of them to the reals.
 
     Each variable is mapped by NumPyro's ``biject_to`` of its support, or by a normal distribution function if
@@ -46,7 +47,14 @@ class Sites:
     shapes: tuple[tuple[int, ...], ...] = static()
 
     @classmethod
-    def of(cls, model, names=None, model_args=(), model_kwargs=None, discrete: bool = False) -> Sites:
+    def of(
+        cls,
+        model: Callable[..., Any],
+        names: Collection[str] | None = None,
+        model_args: tuple[Any, ...] = (),
+        model_kwargs: Mapping[str, Any] | None = None,
+        discrete: bool = False,
+    ) -> Sites:
         """The latent variables of a model, or those of ``names``, in the model's order.
 
         :param discrete: whether discrete ones with finitely many values are allowed.
@@ -74,7 +82,16 @@ class Sites:
             tuple(jnp.shape(s["value"]) for s in chosen.values()),
         )
 
-    def select(self, names) -> Sites:
+    def _describe(self) -> list[str]:
+        return [f"Sites: {self._listed()}"]
+
+    def _listed(self) -> str:
+        """Names and shapes, and supports other than the reals."""
+        parts = zip(self.names, self.shapes, map(of_one_number, self.supports))
+        listed = [f"{name} {shape}{'' if is_real(s) else f' {s}'}" for name, shape, s in parts]
+        return ", ".join(listed)
+
+    def select(self, names: Collection[str]) -> Sites:
         """Some of the sites, in their order.
 
         :raises ValueError: for names that are none of them.
@@ -91,24 +108,19 @@ class Sites:
 
         :raises TypeError: for supports that are none of NumPyro's own.
         """
-        return {
-            "names": list(self.names),
-            "shapes": [list(shape) for shape in self.shapes],
-            "supports": [support_to_spec(support) for support in self.supports],
-        }
+        return codec.write(self)
 
     @classmethod
     def from_spec(cls, spec: dict[str, Any]) -> Sites:
         """The sites that :attr:`spec` describes."""
-        supports = tuple(map(support_from_spec, spec["supports"]))
-        return cls(supports, tuple(spec["names"]), tuple(map(tuple, spec["shapes"])))
+        return codec.read(spec)
 
     @property
     def width(self) -> int:
         """D."""
         return sum(math.prod(shape) for _, _, shape in self._parts())
 
-    def _parts(self):
+    def _parts(self) -> Iterator[tuple[str, Any, tuple[int, ...]]]:
         """Names, transforms and shapes on the unconstrained side."""
         for name, support, shape in zip(self.names, self.supports, self.shapes):
             transform = bijection(support)
@@ -120,7 +132,7 @@ class Sites:
         parts = zip(self._parts(), self.supports)
         return tuple(n for (_, _, shape), s in parts for n in [categories(s)] * math.prod(shape))
 
-    def _split(self, vector):
+    def _split(self, vector: Array) -> Iterator[tuple[str, Any, Array]]:
         start = 0
         for name, transform, shape in self._parts():
             size = math.prod(shape)
@@ -128,11 +140,11 @@ class Sites:
             yield name, transform, part.reshape(*part.shape[:-1], *shape)
             start += size
 
-    def constrain(self, vector) -> dict[str, Any]:
+    def constrain(self, vector: Array) -> dict[str, Array]:
         """``(..., D)`` to values by name, each on its support."""
         return {name: transform(part) for name, transform, part in self._split(vector)}
 
-    def unconstrain(self, values) -> Any:
+    def unconstrain(self, values: Mapping[str, ArrayLike]) -> Array:
         """Values by name, with equal leading axes, to ``(..., D)``.
 
         :raises ValueError: for missing names and shapes that do not end in the sites' own.
@@ -148,7 +160,7 @@ class Sites:
             columns.append(transform.inv(value).reshape(*batch, math.prod(inner)))
         return jnp.concatenate(columns, -1)
 
-    def contains(self, values) -> Any:
+    def contains(self, values: Mapping[str, ArrayLike]) -> Array:
         """Values by name, with equal leading axes, to booleans ``(...)``: whether all lie on their supports.
 
         Constraints among a value's numbers, that they sum to 1, say, hold but for rounding: not looked at.
@@ -161,7 +173,7 @@ class Sites:
                 inside &= there.reshape(*there.shape[: there.ndim - len(shape)], -1).all(-1)
         return inside
 
-    def log_det(self, vector) -> Any:
+    def log_det(self, vector: Array) -> Array:
         """``(..., D) -> (...)``: log absolute determinant of :meth:`constrain`'s Jacobian."""
         batch, total = vector.ndim - 1, jnp.zeros(vector.shape[:-1], vector.dtype)
         for _, transform, part in self._split(vector):

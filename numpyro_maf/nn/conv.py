@@ -15,6 +15,8 @@ import numpy as np
 from jax import lax
 from jax.tree_util import register_dataclass
 
+from numpyro_maf.codec import storable
+from numpyro_maf.nn.attention import attend, layer_norm
 from numpyro_maf.nn.init import ACTIVATIONS, check_hidden
 from numpyro_maf.pytrees import static
 from numpyro_maf.rng import normal
@@ -22,6 +24,7 @@ from numpyro_maf.rng import normal
 __all__ = ["ConvNet"]
 
 
+@storable
 @register_dataclass
 @dataclass(frozen=True)
 class ConvNet:
@@ -108,38 +111,30 @@ class ConvNet:
         known[:, self.seen] = 1
         x = jnp.zeros((*batch, inputs, known.size), seen.dtype).at[..., np.array(self.seen, int)].set(seen)
         x = jnp.concatenate([x, jnp.broadcast_to(known, (*batch, *known.shape)).astype(x.dtype)], -2)
-        x = x.reshape(-1, inputs + 1, height, columns, channels).transpose(0, 2, 3, 1, 4)
-        x = _conv(x.reshape(-1, height, columns, (inputs + 1) * channels), self.first) + self.position
+        rows = math.prod(batch)
+        x = x.reshape(rows, inputs + 1, height, columns, channels).transpose(0, 2, 3, 1, 4)
+        x = _conv(x.reshape(rows, height, columns, (inputs + 1) * channels), self.first) + self.position
         if context is not None:
-            context = jnp.broadcast_to(context, (*batch, context.shape[-1])).reshape(len(x), 1, 1, -1)
+            width = context.shape[-1]
+            context = jnp.broadcast_to(context, (*batch, width)).reshape(rows, 1, 1, width)
             x = x + context @ self.context_weight
         for block in self.blocks:
             x = self._block(block, x)
         x = _conv(ACTIVATIONS[self.activation](x), self.last) + self.last_bias
-        x = x.reshape(len(x), height, columns, -1, channels).transpose(0, 3, 1, 2, 4)
-        x = x.reshape(*batch, -1, height * columns * channels)
+        outputs = x.shape[-1] // channels
+        x = x.reshape(rows, height, columns, outputs, channels).transpose(0, 3, 1, 2, 4)
+        x = x.reshape(*batch, outputs, height * columns * channels)
         return x[..., np.array(self.moved)]
 
     def _block(self, block, x):
         act = ACTIVATIONS[self.activation]
-        h = _conv(act(_normalized(x) * block["scale"]), block["conv"]) + block["bias"]
+        h = _conv(act(layer_norm(x) * block["scale"]), block["conv"]) + block["bias"]
         x = x + _gated(act(h) @ block["gate"])
         if self.heads:
-            h = _normalized(x) * block["attention_scale"]
-            tokens = h.reshape(len(h), -1, h.shape[-1])
-            x = x + _gated(self._attend(tokens @ block["query_key_value"]) @ block["attention_gate"]).reshape(
-                x.shape
-            )
+            h = layer_norm(x) * block["attention_scale"]
+            tokens = (h @ block["query_key_value"]).reshape(len(h), math.prod(h.shape[1:3]), 3 * h.shape[-1])
+            x = x + _gated(attend(tokens, self.heads) @ block["attention_gate"]).reshape(x.shape)
         return x
-
-    def _attend(self, query_key_value):
-        # Written out: jax.nn.dot_product_attention works in float32 whatever it is given.
-        count, tokens, width = query_key_value.shape
-        parts = query_key_value.reshape(count, tokens, 3, self.heads, width // 3 // self.heads)
-        query, key, value = jnp.moveaxis(parts, 2, 0)
-        scores = jnp.einsum("nqhf,nkhf->nhqk", query, key) / math.sqrt(query.shape[-1])
-        mixed = jnp.einsum("nhqk,nkhf->nqhf", jax.nn.softmax(scores, axis=-1), value)
-        return mixed.reshape(count, tokens, width // 3)
 
 
 def _conv(x, kernel):
@@ -155,9 +150,3 @@ def _conv(x, kernel):
 def _gated(x):
     value, gate = jnp.split(x, 2, -1)
     return value * jax.nn.sigmoid(gate)
-
-
-def _normalized(x):
-    """Mean 0 and variance 1 over the channels (layer normalisation)."""
-    centred = x - x.mean(-1, keepdims=True)
-    return centred * lax.rsqrt(jnp.mean(centred**2, -1, keepdims=True) + 1e-5)

@@ -17,6 +17,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from numpyro_maf.codec import storable
+from numpyro_maf.nn.attention import attend, layer_norm
+
 __all__ = ["Attention", "Conv", "DeepSet", "Embedding", "GRU"]
 
 
@@ -27,6 +30,10 @@ class Embedding:
     Subclasses give ``init(key, x, present)``, the weights as a dictionary, and the call. They are plain
     configuration: hashable, and equal if their arguments are.
     """
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        storable(cls)
 
     def init(self, key, x, present=None) -> dict[str, Any]:
         """Random weights for rows like ``x``."""
@@ -191,19 +198,11 @@ class Attention(Embedding):
         x, there = elements(x, present, 1)
         x = _dense(weights["first"], x)
         for block in weights["blocks"]:
-            x = x + _dense(block["mix"], self._attend(_dense(block["query_key_value"], _normal(x)), there))
-            x = x + _dense(block["net"], _normal(x))
+            mixed = attend(_dense(block["query_key_value"], layer_norm(x)), self.heads, there)
+            x = x + _dense(block["mix"], mixed)
+            x = x + _dense(block["net"], layer_norm(x))
         mean = (x * there).sum(1) / jnp.maximum(there.sum(1), 1)
         return _dense(weights["last"], mean)
-
-    def _attend(self, query_key_value, there):
-        count, number, _ = query_key_value.shape
-        parts = query_key_value.reshape(count, number, 3, self.heads, -1)
-        query, key, value = jnp.moveaxis(parts, 2, 0)
-        scores = jnp.einsum("nqhf,nkhf->nhqk", query, key) / math.sqrt(query.shape[-1])
-        scores = jnp.where(there[:, None, None, :, 0] > 0, scores, -1e30)
-        mixed = jnp.einsum("nhqk,nkhf->nqhf", jax.nn.softmax(scores, axis=-1), value)
-        return mixed.reshape(count, number, -1)
 
 
 def elements(x, present, axes: int):
@@ -261,8 +260,3 @@ def _halved(x, there, axis):
 
     count = paired(there)
     return paired(x * there) / jnp.maximum(count, 1), jnp.minimum(count, 1)
-
-
-def _normal(x):
-    centred = x - x.mean(-1, keepdims=True)
-    return centred * lax.rsqrt(jnp.mean(centred**2, -1, keepdims=True) + 1e-5)

@@ -25,6 +25,7 @@ import numpy as np
 from jax import lax
 from jax.tree_util import register_dataclass
 
+from numpyro_maf.codec import storable
 from numpyro_maf.nn.init import check_hidden, initial_biases
 from numpyro_maf.pytrees import static
 from numpyro_maf.rng import normal, split
@@ -102,6 +103,7 @@ class Layers:
         )
 
 
+@storable
 @register_dataclass
 @dataclass(frozen=True)
 class MaskedMLP:

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import register_dataclass
 
+from numpyro_maf.codec import storable
 from numpyro_maf.nn.init import ACTIVATIONS, check_hidden, initial_biases
 from numpyro_maf.pytrees import static
 from numpyro_maf.rng import normal, split
@@ -26,6 +27,7 @@ from numpyro_maf.rng import normal, split
 __all__ = ["MLP"]
 
 
+@storable
 @register_dataclass
 @dataclass(frozen=True)
 class MLP:
@@ -61,7 +63,7 @@ class MLP:
         return self.weights[0].shape[0]
 
     def __call__(self, seen, context=None):
-        parts = [] if seen is None else [seen.reshape(*seen.shape[:-2], -1)]
+        parts = [] if seen is None else [seen.reshape(*seen.shape[:-2], math.prod(seen.shape[-2:]))]
         x = _joined(parts if context is None else [*parts, context])
         *hidden, (last, bias) = zip(self.weights, self.biases)
         for weight, offset in hidden:

@@ -1,0 +1,142 @@
+# Copyright Contributors to the numpyro_maf project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Files of earlier format versions, read for ever.
+
+Version 1 described a flow by its builder and options, and everything else by a ``spec`` of its own. Here
+these become today's objects with fresh weights, which then take the file's arrays by their old names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from numpyro_maf import codec
+from numpyro_maf.flows.assembly import from_spec
+from numpyro_maf.flows.flow import Flow
+from numpyro_maf.flows.mades import Made
+from numpyro_maf.inference.learned_priors import Joint
+from numpyro_maf.inference.sites import Sites
+
+__all__ = ["from_version_1"]
+
+
+def from_version_1(header: dict[str, Any], arrays: dict[str, Any]) -> Any:
+    """What a file of format version 1 holds.
+
+    :param header: with ``kind`` and ``spec``; ``arrays``: by name, taken out as they are used.
+    :raises ValueError: for an unknown kind, and a file whose arrays do not fit its structure.
+    """
+    readers = {"flow": _flow, "joint": _joint}
+    kind, spec = header["kind"], header["spec"]
+    if kind not in readers:
+        raise ValueError(f"holds an unknown kind {kind!r}, expected one of {sorted(readers)}")
+    learned = readers[kind](spec, _Arrays(arrays))
+    if arrays:
+        raise ValueError(f"does not fit its own structure: {', '.join(sorted(arrays))}")
+    return learned
+
+
+class _Arrays:
+    """A file's arrays, taken out by name to fill trees of the right structure."""
+
+    def __init__(self, arrays: dict[str, Any], lead: tuple[int, ...] = ()):
+        self.arrays, self.lead = arrays, lead
+
+    def fill(self, tree, name: str) -> Any:
+        """A tree with the arrays below a name as leaves, whose shapes are the tree's after ``lead``."""
+        leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
+        found = [self._take(name + jax.tree_util.keystr(path), leaf) for path, leaf in leaves]
+        return jax.tree.unflatten(structure, found)
+
+    def _take(self, name, leaf):
+        if name not in self.arrays:
+            raise ValueError(f"does not fit its own structure: {name}")
+        array, shape = self.arrays.pop(name), (*self.lead, *jnp.shape(leaf))
+        if array.shape != shape:
+            raise ValueError(f"{name} has shape {array.shape}, expected {shape}")
+        if array.dtype == np.float64 and jnp.result_type(float) != np.float64:
+            raise ValueError("holds float64 weights: enable jax_enable_x64 to load it")
+        return jnp.asarray(array)
+
+
+def _flow(spec, arrays: _Arrays, name: str = "") -> Any:
+    return _filled(from_spec(_flow_spec(spec)), arrays, name)
+
+
+def _filled(flow, arrays: _Arrays, name: str) -> Any:
+    """A flow with a file's arrays; its base and what is fixed around it keep the numbers of the spec."""
+    scales = {s: arrays.fill(getattr(flow, s), f"{name}.{s}") for s in ("event_scale", "context_scale")}
+    if isinstance(flow, Made):  # it was the base of a flow without bijectors
+        own = {n: arrays.fill(getattr(flow, n), f"{name}.base.{n}") for n in ("net", "logits")}
+        return replace(flow, **own, **scales)
+    last = f"{name}.bijectors[{len(flow.bijectors)}]"
+    base = _filled(flow.base, arrays, f"{name}.base") if isinstance(flow.base, Flow) else flow.base
+    return replace(
+        flow,
+        bijectors=arrays.fill(flow.bijectors, f"{name}.bijectors"),
+        regression=arrays.fill(flow.regression, last),
+        base=base,
+        **scales,
+    )
+
+
+def _joint(spec, arrays: _Arrays) -> Joint:
+    return Joint(_flow(spec["flow"], arrays), _sites(spec["sites"]))
+
+
+def _sites(spec) -> Sites:
+    supports = tuple(codec.read(_support(s)) for s in spec["supports"])
+    return Sites(supports, tuple(spec["names"]), tuple(map(tuple, spec["shapes"])))
+
+
+# Old descriptions as the codec's ------------------------------------------------------------------
+
+
+def _flow_spec(spec: dict[str, Any]) -> dict[str, Any]:
+    own = {k: _options(v) for k, v in spec.items() if k not in ("base", "support")}
+    if "support" in spec:
+        own["support"] = _support(spec["support"])
+    return {**own, "base": _base(spec.get("base"))}
+
+
+def _options(value):
+    """A scalar map or conditional was named under the key ``scalar`` or ``conditional``."""
+    if isinstance(value, list):
+        return [_options(v) for v in value]
+    if isinstance(value, dict):
+        parts = {k: _options(v) for k, v in value.items()}
+        return {"class": parts.pop("scalar", None) or parts.pop("conditional", None), **parts}
+    return value
+
+
+def _array(values, dtype: str) -> dict[str, Any]:
+    return {"class": "array", "dtype": dtype, "shape": list(np.shape(values)), "values": values}
+
+
+def _base(spec):
+    if spec is None:
+        return None
+    if "flow" in spec:
+        return {"flow": _flow_spec(spec["flow"])}
+    if "to_event" in spec:
+        return {"class": "to_event", "of": _base(spec["of"]), "event_dims": spec["to_event"]}
+    if "expand" in spec:
+        return {"class": "expand", "of": _base(spec["of"]), "shape": spec["expand"]}
+    arguments = {k: _array(v["value"], v["dtype"]) for k, v in spec["arguments"].items()}
+    return {"class": "distribution", "name": spec["distribution"], "arguments": arguments}
+
+
+def _support(spec):
+    if "of" in spec:
+        return {"class": "independent", "of": _support(spec["of"]), "event_dims": spec["event_dims"]}
+    arguments = spec.get("arguments")
+    if arguments is None:
+        return {"class": "constraint", "name": spec["name"]}
+    of = {k: _array(v["array"], "float32") if isinstance(v, dict) else v for k, v in arguments.items()}
+    return {"class": "constraint", "name": spec["name"], "arguments": of}
