@@ -5,34 +5,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from numpyro_maf.flows.linear import Standardize
 from numpyro_maf.rng import generator
 
-_RESIDENT, _BLOCK = 2**28, 2**26  # bytes
+__all__ = ["Rows", "checked_rows", "checked_weights", "held_out_rows", "scaling"]
+
+RESIDENT, BLOCK = 2**28, 2**26  # bytes
 
 
-def _feed(key, data, weights, rows, size, resident):
-    """Data and weights, whole or block by block, with a key, row numbers in batches, and how many batches."""
-    if resident:
-        yield data, weights, key, *_batches(rows, size, len(weights))
-        return
-    each = sum(a.nbytes for a in data) // len(weights)
-    block = max(_BLOCK // each // size, 1) * size
-    mixed = generator(key)
-    for i, start in enumerate(range(0, len(rows), block)):
-        chosen = np.sort(rows[start : start + block])  # in the order of the disk, mixed again below
-        weight, *part = (_with_room(a[chosen], block) for a in (weights, *data))
-        yield part, weight, jax.random.fold_in(key, i), *_batches(mixed.permutation(len(chosen)), size, block)
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Arrays of rows and the rows' weights: on the device, or, if large, where they are, to pass in blocks.
 
+    :param arrays: ``(N, ...)`` each; ``weights``: ``(N,)``. On the device they have room for more rows.
+    """
 
-def _room(count: int) -> int:
-    """How many rows an array of so many gets room for: few sizes, so that few are compiled."""
-    return count if count > 2**14 else max(2**10, 1 << (count - 1).bit_length())
+    arrays: tuple[Any, ...]
+    weights: Any
+    resident: bool
+
+    @classmethod
+    def of(cls, data, weights) -> Rows:
+        """Put arrays of not more than 256 MB together on the device."""
+        if sum(a.nbytes for a in data) > RESIDENT:
+            return cls(tuple(data), weights, False)
+        # Few sizes, so that few are compiled.
+        n = len(weights)
+        room = n if n > 2**14 else max(2**10, 1 << (n - 1).bit_length())
+        return cls(tuple(_with_room(np.asarray(a), room) for a in data), _with_room(weights, room), True)
+
+    def feed(
+        self, key, rows, size: int, order: np.random.Generator | None = None
+    ) -> Iterator[tuple[Any, ...]]:
+        """Some rows in batches, block by block.
+
+        :param rows: their numbers.
+        :param size: rows of a batch.
+        :param order: mixes the rows; None to keep their order.
+        :return: data, weights, a key, row numbers ``(steps, size)``, and how many steps are used.
+        """
+        if order is not None:
+            rows = order.permutation(rows)
+        if self.resident:
+            yield self.arrays, self.weights, key, *_batches(rows, size, len(self.weights))
+            return
+        each = sum(a.nbytes for a in self.arrays) // len(self.weights)
+        block = max(BLOCK // each // size, 1) * size
+        for i, start in enumerate(range(0, len(rows), block)):
+            chosen = np.sort(rows[start : start + block])  # in the order of the disk, mixed again below
+            weights, *data = (_with_room(a[chosen], block) for a in (self.weights, *self.arrays))
+            again = np.arange(len(chosen)) if order is None else order.permutation(len(chosen))
+            yield tuple(data), weights, jax.random.fold_in(key, i), *_batches(again, size, block)
 
 
 def _with_room(a, room):
@@ -52,18 +83,53 @@ def _batches(rows, size, room):
     return batches, -(-len(rows) // size)
 
 
-def _finite(name, value, ndim):
+def checked_rows(name: str, value, shape: tuple[int, ...], n: int | None = None) -> np.ndarray:
+    """An array of rows of this shape.
+
+    :param name: of the argument, for the message.
+    :param n: how many rows; None for any number.
+    :raises ValueError: for another shape, masked values, and numbers that are not finite.
+    """
+    if np.ma.is_masked(value):
+        raise ValueError(f"{name} is a masked array with missing numbers; leave out those rows")
     value = np.asarray(value)
-    if value.ndim != ndim:
-        raise ValueError(f"{name} must have {ndim} axes, got shape {value.shape}")
-    if not np.isfinite(value).all():
-        rows = np.flatnonzero(~np.isfinite(value.reshape(len(value), -1)).all(1))
+    if value.ndim != 1 + len(shape):
+        raise ValueError(f"{name} must have {1 + len(shape)} axes, got shape {value.shape}")
+    n = len(value) if n is None else n
+    if value.shape != (n, *shape):
+        raise ValueError(f"{name} must be {(n, *shape)}, got {value.shape}")
+    finite = np.isfinite(value)
+    if not finite.all():
+        rows = np.flatnonzero(~finite.reshape(n, -1).all(1))
         raise ValueError(f"{name} is not finite in {len(rows)} rows, the first is {rows[0]}")
     return value
 
 
-def held_out_rows(key, validation, n) -> np.ndarray:
-    """Which rows validate: given, or a random share."""
+def checked_weights(weights, held_out) -> np.ndarray:
+    """How much each row counts, ``(N,)``, relative to the one that counts most.
+
+    :param weights: ``(N,)``, or None for equal ones.
+    :param held_out: ``(N,)`` booleans, the validation rows.
+    :raises ValueError: for another shape, negative numbers, and weights that leave no row to train or to
+        validate on.
+    """
+    n = len(held_out)
+    if weights is None:
+        return np.ones(n)
+    weights = checked_rows("weights", weights, (), n).astype(float)
+    if (weights < 0).any() or not weights.any():
+        raise ValueError("weights must be not negative and not all 0")
+    for rows, what in [(~held_out, "train on"), (held_out, "validate on")]:
+        if rows.any() and not weights[rows].any():
+            raise ValueError(f"all rows to {what} have weight 0")
+    return weights / weights.max()
+
+
+def held_out_rows(key, validation, n: int) -> np.ndarray:
+    """Which rows validate, ``(N,)`` booleans: as given, or a random share.
+
+    :raises ValueError: for booleans of another shape, a share outside of [0, 1), and none left to train on.
+    """
     if np.ndim(validation):
         mask = np.asarray(validation)
         if mask.shape != (n,) or mask.dtype != bool:
@@ -96,5 +162,6 @@ def scaling(x, rows, weights, inner: Callable = lambda part: part) -> Standardiz
         square = square + (weight * (part - own) ** 2).sum(0) + (own - mean) ** 2 * count * total / new
         mean, count = mean + (own - mean) * total / new, count + total
     sd = np.sqrt(square / np.maximum(count, 1e-300))
-    sd = np.where(sd > 1e-10 * np.maximum(np.abs(mean), 1e-30), sd, 1.0)
+    least = np.maximum(1e-10 * np.abs(mean), np.finfo(jnp.result_type(float)).tiny)
+    sd = np.where(sd > least, sd, 1.0)
     return Standardize(*jax.device_put((mean, sd)))

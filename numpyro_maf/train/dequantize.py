@@ -22,6 +22,7 @@ from jax.tree_util import register_dataclass
 
 from numpyro_maf.flows.flow import Flow
 from numpyro_maf.pytrees import static
+from numpyro_maf.rng import as_key
 
 __all__ = ["Dequantize", "bits_per_dimension"]
 
@@ -54,7 +55,7 @@ class Dequantize:
 
         :param event_ndim: how many axes an event has.
         """
-        x = jnp.asarray(x, float)
+        key, x = as_key(key), jnp.asarray(x, float)
         batch = x.shape[: x.ndim - event_ndim]
         if self.noise is None:
             noise, log_prob = jax.random.uniform(key, x.shape), jnp.zeros(batch)
@@ -75,7 +76,7 @@ class Dequantize:
             y, log_noise = self.sample(key, x, len(flow.event_shape))
             return d.log_prob(y) - flow.features * math.log(self.levels) - log_noise
 
-        bounds = jax.lax.map(one, jax.random.split(key, samples))
+        bounds = jax.lax.map(one, jax.random.split(as_key(key), samples))
         return jax.nn.logsumexp(bounds, axis=0) - math.log(samples)
 
     @property

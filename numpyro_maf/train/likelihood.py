@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Unpack, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,16 +17,19 @@ from jax import lax
 
 from numpyro_maf.flows.flow import Flow
 from numpyro_maf.flows.mades import Made
+from numpyro_maf.pytrees import Described
 from numpyro_maf.rng import as_key, split
-from numpyro_maf.train.data import _finite, held_out_rows, scaling
+from numpyro_maf.train.data import checked_rows, checked_weights, held_out_rows, scaling
 from numpyro_maf.train.dequantize import Dequantize
-from numpyro_maf.train.loop import choose, train
+from numpyro_maf.train.loop import train_best
+from numpyro_maf.train.options import FitOptions, TrainOptions, check_options
+from numpyro_maf.train.state import summary
 
 __all__ = ["FitResult", "fit", "fit_loss", "fit_mixture"]
 
 
-@dataclass(frozen=True)
-class FitResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class FitResult(Described):
     """What :func:`fit` returns.
 
     :param flow: with the weights of the best epoch.
@@ -33,6 +37,8 @@ class FitResult:
     :param validation_loss: the same of the validation rows; empty without any.
     :param best_epoch: the epoch, from 0, whose weights were kept.
     :param dequantize: the noise of integer events, trained too; None without.
+    :param stopped: ``"interrupted"``, ``"callback"``, or empty where training ended by itself.
+    :param improving: whether ``max_epochs`` ended it, before the patience did.
     """
 
     flow: Flow
@@ -40,15 +46,23 @@ class FitResult:
     validation_loss: np.ndarray
     best_epoch: int
     dequantize: Dequantize | None = None
+    stopped: str = ""
+    improving: bool = False
+
+    def _describe(self):
+        width = f"{self.flow.features} features" + f", {self.flow.context} context" * bool(self.flow.context)
+        return [f"FitResult of a flow ({width})", *summary(self)]
 
 
-def fit(key, flow: Flow, x, context=None, *, dequantize: Dequantize | None = None, **options) -> FitResult:
+def fit(
+    key, flow: Flow, x, context=None, *, dequantize: Dequantize | None = None, **options: Unpack[FitOptions]
+) -> FitResult:
     """Fit a flow to data by maximum likelihood.
 
     Events and context are standardised by the training rows' means and standard deviations, which become
-    fixed parts of the flow. Interrupting returns the best so far.
+    fixed parts of the flow. Ctrl-C ends training with the best so far.
 
-    :param key: a ``jax.random`` key, for the split and the order of the rows.
+    :param key: a ``jax.random`` key, or an integer, for the split and the order of the rows.
     :param flow: from a builder; its weights are where training starts.
     :param x: ``(N, D)``, of images ``(N, H, W, C)``.
     :param context: ``(N, C)``, or None for a flow without context.
@@ -57,14 +71,17 @@ def fit(key, flow: Flow, x, context=None, *, dequantize: Dequantize | None = Non
     :param options: ``weights``, ``(N,)``, how much each row counts; ``validation``, the share of rows held
         out at random, 0.1, or ``(N,)`` booleans, True for held out; ``standardize``, False to keep the
         scalings that the flow has; ``regression``, True to start from a linear regression on the context
-        (:meth:`Flow.regressed`), None to try both and keep what validates better; and of :func:`train`:
-        ``batch_size``, ``learning_rate``, ``max_epochs``, ``patience``, ``optimizer``, ``average``,
-        ``anneal``, ``tolerance``, ``progress``.
+        (:meth:`Flow.regressed`), None to try both, where that is possible, and keep what validates better;
+        and of :func:`train`: ``batch_size``, ``learning_rate``, ``max_epochs``, ``patience``, ``optimizer``,
+        ``average``, ``anneal``, ``tolerance``, ``progress``, ``callback``, ``state``.
+    :raises TypeError: for an option that does not exist; the message names the nearest one.
     :raises ValueError: for shapes that do not fit, and data or weights that are not finite.
+    :raises KeyboardInterrupt: when interrupted before the first epoch is finished.
     :raises FloatingPointError: when the loss stops being finite; the message names step and leaf.
     """
     if not isinstance(flow, Flow):
         raise TypeError(f"fit takes a Flow from a builder, got {type(flow).__name__}")
+    check_options("fit", options)
     if (context is None) != (flow.context == 0):
         raise ValueError(
             f"the flow takes a context of width {flow.context}, got "
@@ -98,63 +115,71 @@ def fit_loss(
     validation: Any = 0.1,
     standardize: bool = True,
     regression: bool | None = False,
-    **options,
+    **options: Unpack[TrainOptions],
 ) -> FitResult:
     """Check and standardise data, then :func:`train` a flow by a loss of its own.
 
     :param loss: ``loss(weights, flow, key, x)``, with ``context`` if there is one; with ``dequantize``, which
         is trained too, weights and flow come as pairs with its own. Other arguments as for :func:`fit`.
     """
-    x = _finite("x", x, 1 + len(flow.event_shape))
-    n = len(x)
-    if x.shape[1:] != flow.event_shape:
-        raise ValueError(f"x must be ({n}, {', '.join(map(str, flow.event_shape))}), got {x.shape}")
+    split_key, noise_key, train_key = split(as_key(key), 3)
+    x = checked_rows("x", x, flow.event_shape)
     if context is not None:
-        context = _finite("context", context, 2)
-        if context.shape != (n, flow.context):
-            raise ValueError(f"context must be ({n}, {flow.context}), got {context.shape}")
-    weights = np.ones(n) if weights is None else _finite("weights", weights, 1)
-    if weights.shape != (n,) or (weights < 0).any() or not weights.any():
-        raise ValueError(f"weights must be ({n},), not negative and not all 0")
-    key, split_key = split(as_key(key))
-    held_out = held_out_rows(split_key, validation, n)
-    for rows, what in [(~held_out, "train on"), (held_out, "validate on")]:
-        if rows.any() and not weights[rows].any():
-            raise ValueError(f"all rows to {what} have weight 0")
-    rows = np.flatnonzero(~held_out)
+        context = checked_rows("context", context, (flow.context,), len(x))
+    held_out = held_out_rows(split_key, validation, len(x))
+    weights = checked_weights(weights, held_out)
+    rows, start = np.flatnonzero(~held_out), cast(Any, flow)
     if standardize and flow.event_scale is not None:
-
-        def inner(part):
-            if dequantize is not None:
-                part = dequantize.sample(split_key, part, len(flow.event_shape))[0]
-            for transform in flow.outer[::-1]:
-                part = np.asarray(transform.inv(part))
-            return np.where(_discrete(flow), 0, part)
-
-        flow = replace(flow, event_scale=scaling(x, rows, weights, inner))
+        start = replace(start, event_scale=scaling(x, rows, weights, _inner(flow, dequantize, noise_key)))
     if standardize and context is not None:
-        flow = replace(flow, context_scale=scaling(context, rows, weights))
-    flows = [flow]
-    if regression is not False:
+        start = replace(start, context_scale=scaling(context, rows, weights))
+    flows = [start]
+    if regression and not _may_be_regressed(flow):
+        raise ValueError(
+            "regression=True needs a flow of reals with a context, and without a regression already, got one "
+            f"with a context of width {flow.context}"
+        )
+    if regression or (regression is None and _may_be_regressed(flow)):
         some = np.random.default_rng(0).permutation(rows)[:8192]
-        layer: Any = flow.regressed(x[some], context[some]).regression
+        layer = start.regressed(x[some], context[some]).regression
         layers = [layer] if regression else [jax.tree.map(jnp.zeros_like, layer), layer]
-        flows = [flow.with_regression(layer) for layer in layers]
+        flows = [start.with_regression(layer) for layer in layers]
     dtype = jax.tree.leaves(flow.weights)[0].dtype
     data = [a.astype(dtype, copy=False) for a in (x, context) if a is not None]
-    starts: list[Any] = [(flow.weights, flow) for flow in flows]
+    starts: list[Any] = [(f.weights, f) for f in flows]
     if dequantize is not None:
         starts = [((w, dequantize.weights), (flow, dequantize)) for w, flow in starts]
-    options |= dict(weights=weights, held_out=held_out)
-    params, whole = choose(key, loss, starts, data, **options)
-    best, trained, validated, epoch = train(key, loss, params, data, whole, **options)
-    if dequantize is None:
-        return FitResult(whole.with_weights(best), trained, validated, epoch)
-    best, noise = best
-    return FitResult(whole[0].with_weights(best), trained, validated, epoch, dequantize.with_weights(noise))
+    trained, whole = train_best(train_key, loss, starts, data, weights=weights, held_out=held_out, **options)
+    params, noise = trained.params, None
+    if dequantize is not None:
+        (params, noise), (whole, _) = params, whole
+        noise = dequantize.with_weights(noise)
+    return FitResult(
+        whole.with_weights(params), trained.train_loss, trained.validation_loss, trained.best_epoch, noise,
+        trained.stopped, trained.improving,
+    )  # fmt: skip
 
 
-def fit_mixture(flow: Flow, x, context=None, *, steps: int = 1000) -> Flow:
+def _inner(flow, dequantize, key) -> Callable:
+    """What takes events to where a flow scales them; columns that keep their units become 0."""
+    count = itertools.count()
+
+    def inner(part):
+        if dequantize is not None:
+            new = jax.random.fold_in(key, next(count))
+            part = dequantize.sample(new, part, len(flow.event_shape))[0]
+        return np.where(flow.is_discrete, 0, flow.inner_events(part))
+
+    return inner
+
+
+def _may_be_regressed(flow) -> bool:
+    """Whether a linear regression on the context can stand before its transforms."""
+    scaled = flow.context > 0 and flow.event_scale is not None
+    return scaled and getattr(flow, "regression", flow) is None
+
+
+def fit_mixture(flow: Made, x, context=None, *, steps: int = 1000) -> Made:
     """Learn the weights of a MADE's ensemble from rows it was not trained on, by expectation-maximisation.
 
     The log-likelihood is concave in the weights, so there is one maximum.
@@ -164,7 +189,7 @@ def fit_mixture(flow: Flow, x, context=None, *, steps: int = 1000) -> Flow:
     :param steps: of expectation-maximisation.
     :raises ValueError: for a flow that is no ensemble.
     """
-    if not isinstance(flow.base, Made) or flow.base.masks == 1:
+    if not isinstance(flow, Made) or flow.masks == 1:
         raise ValueError("fit_mixture takes a flow from made(..., masks=M) with M above 1")
     d: Any = flow(context)
     table = d.member_log_probs(jnp.asarray(x))  # (M, N)
@@ -173,12 +198,5 @@ def fit_mixture(flow: Flow, x, context=None, *, steps: int = 1000) -> Flow:
         shares = jax.nn.softmax(table + log_weights[:, None], axis=0)
         return jnp.log(jnp.maximum(shares.mean(1), 1e-12))
 
-    log_weights = lax.fori_loop(0, steps, step, jax.nn.log_softmax(flow.base.logits))
-    return replace(flow, base=replace(flow.base, logits=log_weights))
-
-
-def _discrete(flow) -> np.ndarray:
-    """Which columns keep their units."""
-    if isinstance(flow.base, Made):
-        return np.array([c.is_discrete for c in flow.base.columns])
-    return np.zeros(flow.features, bool)
+    log_weights = lax.fori_loop(0, steps, step, jax.nn.log_softmax(flow.logits))
+    return replace(flow, logits=log_weights)

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +17,13 @@ import optax
 from jax import lax
 from tqdm.auto import tqdm
 
-from numpyro_maf.rng import generator, split
-from numpyro_maf.train.data import _RESIDENT, _feed, _room, _with_room
+from numpyro_maf.rng import as_key, split
+from numpyro_maf.train.data import Rows
+from numpyro_maf.train.interrupts import Interrupted, Interrupts, Pace
+from numpyro_maf.train.options import TrainOptions, check_options
+from numpyro_maf.train.state import Trained, TrainState
 
-__all__ = ["train"]
+__all__ = ["train", "train_best"]
 
 
 def train(
@@ -33,19 +38,24 @@ def train(
     batch_size: int = 256,
     learning_rate: float = 1e-3,
     max_epochs: int = 1000,
-    patience: int = 20,
+    patience: float = 20,
     optimizer: optax.GradientTransformation | None = None,
     average: float = 0.0,
     anneal: float = 1.0,
     tolerance: float = 0.0,
     progress: bool = True,
-):
+    callback: Callable[[TrainState], Any] | None = None,
+    state: TrainState | None = None,
+) -> Trained:
     """Minimise the weighted mean of a loss by rows; keep the parameters that validate best.
 
     Every validation row counts in every validation; without any, the training loss stops the training. An
-    epoch is one compiled call; the same loss and structure compile once in a process, and again when the rows
-    outgrow the room of 1024, 2048, …
+    epoch is one compiled call, or a few if it is long; the same loss and structure compile once in a process,
+    and again when the rows outgrow the room of 1024, 2048, …
 
+    The first Ctrl-C ends training soon, with the best of the finished epochs; the second raises at once.
+
+    :param key: a ``jax.random`` key, or an integer.
     :param loss: ``loss(params, fixed, key, *rows) -> (rows,)``; the key is new at every step, and the same at
         every validation, so that random losses compare.
     :param params: pytree of arrays, trained.
@@ -61,89 +71,154 @@ def train(
     :param optimizer: any optax optimizer instead.
     :param average: what is validated and kept are parameters averaged over steps, each average keeping this
         share of the one before (Polyak & Juditsky 1992, exponentially): 0.99 takes the noise of the last
-        hundred steps out. 0 for none.
+        hundred steps out. The first steps keep less, so that the untrained start does not count (Shamir &
+        Zhang 2013, section 4). 0 for none.
     :param anneal: what the learning rate is multiplied by, going on from the best parameters, whenever half
         the patience has passed without improvement. 1 for never.
     :param tolerance: by how much a loss must fall to count as an improvement in this; the best parameters are
         kept in any case.
     :param progress: show a progress bar.
-    :return: best parameters, training losses, validation losses, best epoch.
+    :param callback: called with the :class:`TrainState` after each epoch; if it returns True, training stops.
+    :param state: go on from here, with the other arguments as they were; the result is the same, bit by bit,
+        as if training had not stopped.
+    :raises KeyboardInterrupt: when interrupted before the first epoch is finished.
     :raises FloatingPointError: when the loss stops being finite.
     """
-    for name, value in [("batch_size", batch_size), ("max_epochs", max_epochs)]:
-        if int(value) != value or value < 1:
-            raise ValueError(f"{name} must be a positive integer, got {value!r}")
+    check_options(
+        "train",
+        dict(
+            batch_size=batch_size, learning_rate=learning_rate, max_epochs=max_epochs, patience=patience,
+            optimizer=optimizer, average=average, anneal=anneal, tolerance=tolerance, callback=callback,
+            state=state,
+        ),
+        TrainOptions,
+    )  # fmt: skip
+    key = as_key(key)
     rate = learning_rate if optimizer is None else 1.0
     optimizer = optimizer or _ADAM
     dtype = jax.tree.leaves(params)[0].dtype
-    rows, valid = np.flatnonzero(~held_out), np.flatnonzero(held_out)
-    weights = np.asarray(weights, dtype)
-    batch_size = min(batch_size, len(rows))
-    resident = sum(a.nbytes for a in data) <= _RESIDENT
-    if resident:
-        weights, *data = (_with_room(np.asarray(a), _room(len(weights))) for a in (weights, *data))
-    key, valid_key = split(key)
-    chunk = max(batch_size, 1024 if len(valid) > 1024 else 256)
-    state, best, mean = jax.jit(optimizer.init)(params), params, params
-    train_loss, validation_loss, best_epoch, best_loss, taken = [], [], -1, np.inf, 0
-    mark, marked, turned = np.inf, -1, -1
-    order, one_pass = generator(key), partial(_epoch, loss=loss, optimizer=optimizer)
-    bar = tqdm(range(max_epochs), disable=not progress, desc="fit", unit="epoch")
-    try:
-        for epoch in bar:
-            key, epoch_key = jax.random.split(key)
-            sums = np.zeros(2)
-            for part in _feed(epoch_key, data, weights, order.permutation(rows), batch_size, resident):
-                run = partial(one_pass, params, state, mean, average, rate, fixed)
-                params, state, mean, losses, sum_ = run(*part)
-                losses = np.asarray(losses)[: part[-1]]
-                if not np.isfinite(losses).all():
-                    step = int(np.argmin(np.isfinite(losses)))
-                    params, *_ = run(*part[:-1], step)  # as they were when it failed
-                    _report(loss, params, fixed, part, step, taken + step)
-                sums, taken = sums + np.asarray(sum_), taken + len(losses)
-            train_loss.append(float(sums[0] / sums[1]))
-            if len(valid):
-                sums = np.zeros(2)
-                for part in _feed(valid_key, data, weights, valid, chunk, resident):
-                    sums = sums + np.asarray(_sums(mean, fixed, *part, loss=loss))
-                validation_loss.append(float(sums[0] / sums[1]))
-            current = (validation_loss or train_loss)[-1]
-            if current < best_loss:
-                best, best_loss, best_epoch = mean, current, epoch
-            if current < mark - tolerance:
-                mark, marked = current, epoch
-            bar.set_postfix(loss=f"{train_loss[-1]:.4f}", best=f"{best_loss:.4f}")
-            if epoch - marked >= patience:
-                break
-            if anneal != 1 and epoch - max(marked, turned) >= patience / 2:
-                rate, turned, params, mean = anneal * rate, epoch, best, best
-    except KeyboardInterrupt:
-        bar.write("interrupted: keeping the best so far")
-    finally:
-        bar.close()
-    return best, np.array(train_loss), np.array(validation_loss), best_epoch
+    train_rows, valid_rows = np.flatnonzero(~held_out), np.flatnonzero(held_out)
+    size = min(batch_size, len(train_rows))
+    chunk = max(size, 1024 if len(valid_rows) > 1024 else 256)
+    impl = jax.random.key_impl(key)
+    stopped, paces = "", (Pace(), Pace())
+    bar = tqdm(total=max_epochs, disable=not progress, desc="fit", unit="epoch")
+    with bar, Interrupts() as interrupts:
+        rows = Rows.of(data, np.asarray(weights / np.max(weights), dtype))
+        if state is None:
+            start = jax.jit(optimizer.init)(params)
+            state = TrainState(params, params, params, start, np.asarray(jax.random.key_data(key)), rate)
+        state = state.restored()
+        bar.update(state.epochs)
+        epochs_key, valid_key = split(jax.random.wrap_key_data(jnp.asarray(state.key), impl=impl))
+        seed = np.asarray(jax.random.key_data(epochs_key))
+
+        def trained(state: TrainState) -> TrainState:
+            """The state after one more pass over the training rows."""
+            carry, taken, losses = (state.params, state.optimizer, state.mean), state.steps, []
+            order = np.random.default_rng([*seed, state.epochs])  # faster than JAX for single numbers
+            drawn: Any = order.integers(2**32, size=seed.shape, dtype=np.uint32)
+            epoch_key = jax.random.wrap_key_data(drawn, impl=impl)
+            for *block, steps in rows.feed(epoch_key, train_rows, size, order):
+                run = partial(
+                    _steps, average, state.rate, taken, fixed, *block, loss=loss, optimizer=optimizer
+                )
+                for start, stop in interrupts.parts(steps, paces[0]):
+                    before, (carry, *part) = carry, run(carry, start, stop)
+                    losses.append(np.stack(part)[:, start:stop])
+                    bad = ~np.isfinite(losses[-1][0])
+                    if bad.any():
+                        step = start + int(np.argmax(bad))
+                        failing = run(before, start, step)[0][0]  # as they were when it failed
+                        _report(loss, failing, fixed, block, step, taken + step)
+                taken += steps
+            params, optimum, mean = carry
+            history = np.append(state.train_loss, _mean(losses))
+            return replace(
+                state, params=params, optimizer=optimum, mean=mean, steps=taken, train_loss=history
+            )
+
+        def validated(state: TrainState) -> TrainState:
+            """The state with the loss of the validation rows."""
+            losses = []
+            for *block, steps in rows.feed(valid_key, valid_rows, chunk):
+                for start, stop in interrupts.parts(steps, paces[1]):
+                    part = _losses(state.mean, fixed, *block, start, stop, loss=loss)
+                    losses.append(np.stack(part)[:, start:stop])
+            return replace(state, validation_loss=np.append(state.validation_loss, _mean(losses)))
+
+        try:
+            while state.epochs < max_epochs and state.idle < patience and not stopped:
+                new = trained(state)
+                new = validated(new) if len(valid_rows) else new
+                state = _judged(new, patience, anneal, tolerance)
+                bar.update()
+                bar.set_postfix(loss=f"{state.train_loss[-1]:.4f}", best=f"{state.best_loss:.4f}")
+                if callback is not None and callback(state):
+                    stopped = "callback"
+        except Interrupted:
+            if state.best_epoch < 0:
+                raise
+            bar.write("interrupted: the best so far is kept")
+    if interrupts.count:
+        stopped = "interrupted"
+    if state.best_epoch < 0:
+        raise FloatingPointError("the validation loss was not finite in any epoch")
+    return Trained(state, stopped, not stopped and state.epochs >= max_epochs and state.idle < patience)
 
 
-def choose(key, loss, starts, data, *, weights, batch_size: int = 256, max_epochs: int = 1000, **options):
-    """Of several starts ``(params, fixed)`` the one that validates best after a trial of each.
+def _judged(state: TrainState, patience: float, anneal: float, tolerance: float) -> TrainState:
+    """The state after an epoch: what is best, and whether the learning rate falls."""
+    epoch = state.epochs - 1
+    current = float((state.validation_loss if len(state.validation_loss) else state.train_loss)[-1])
+    if current < state.best_loss:
+        state = replace(state, best=state.mean, best_loss=current, best_epoch=epoch)
+    if current < state.mark - tolerance:
+        state = replace(state, mark=current, marked=epoch)
+    waited = epoch - max(state.marked, state.turned)
+    if anneal != 1 and state.idle < patience and waited >= patience / 2:
+        best = state.best
+        state = replace(state, rate=anneal * state.rate, turned=epoch, params=best, mean=best)
+    return state
 
-    A trial is 20 epochs, of many rows fewer: 1000 steps. Arguments as for :func:`train`.
+
+def train_best(
+    key, loss: Callable, starts, data, *, max_epochs: int = 1000, **options
+) -> tuple[Trained, Any]:
+    """Train from several starts ``(params, fixed)`` for a while, then go on with the one that validates best.
+
+    The trial is 20 epochs, of many rows fewer: 1000 steps. Arguments as for :func:`train`; a ``state`` goes
+    on without a trial.
+
+    :return: what training gave, and what was fixed in it.
     """
-    if len(starts) == 1:
-        return starts[0]
-    epochs = min(max(1000 * batch_size // len(weights), 1), 20, max_epochs)
-    options |= dict(batch_size=batch_size, max_epochs=epochs, average=0.0, progress=False, weights=weights)
-
-    def least(start):
-        _, trained, validated, _ = train(key, loss, start[0], data, start[1], **options)
-        return min(validated if len(validated) else trained, default=np.inf)
-
-    return min(starts, key=least)
+    keys, trials = split(as_key(key), len(starts)), []
+    state = options.pop("state", None)
+    if state is None and len(starts) > 1:
+        steps = max(1000 * options.get("batch_size", 256) // len(options["weights"]), 1)
+        silent = options | dict(max_epochs=min(steps, 20, max_epochs), progress=False, callback=None)
+        for key, (params, fixed) in zip(keys, starts):
+            try:
+                trials.append(train(key, loss, params, data, fixed, **silent))
+            except Interrupted:
+                if not trials:
+                    raise
+                trials[-1] = replace(trials[-1], stopped="interrupted")
+            if trials[-1].stopped:
+                break
+    chosen = min(range(len(trials)), key=lambda i: trials[i].state.best_loss, default=0)
+    params, fixed = starts[chosen]
+    if trials and trials[-1].stopped:
+        return replace(trials[chosen], stopped=trials[-1].stopped), fixed
+    state = trials[chosen].state if trials else state
+    trained = train(keys[chosen], loss, params, data, fixed, max_epochs=max_epochs, state=state, **options)
+    return trained, fixed
 
 
 # The learning rate is a number that the compiled epoch is given, so that all rates share it.
 _ADAM = optax.chain(optax.clip_by_global_norm(5.0), optax.adam(1.0))
+# The average over t early steps weighs the last t / 10 of them.
+_EARLY = 10
 
 
 def _batch_loss(params, loss, fixed, data, weights, batch):
@@ -158,39 +233,48 @@ def _batch_loss(params, loss, fixed, data, weights, batch):
     return counted / jnp.maximum(total, jnp.finfo(total.dtype).tiny), total
 
 
+def _mean(losses) -> float:
+    """Of parts of losses and total weights by step, the weighted mean: the same however they are cut."""
+    values, totals = np.concatenate(losses, axis=1, dtype=float)
+    return float((values * totals).sum() / totals.sum())
+
+
 @partial(jax.jit, static_argnames=("loss", "optimizer"))
-def _epoch(params, state, mean, average, rate, fixed, data, weights, key, batches, steps, *, loss, optimizer):
-    """One pass over the training rows. The loss of a step whose gradient is not finite is NaN."""
+def _steps(average, rate, taken, fixed, data, weights, key, batches, carry, start, stop, *, loss, optimizer):
+    """Some steps of a pass over the training rows: the new carry, and losses and total weights by step.
+
+    The loss of a step whose gradient is not finite is NaN.
+    """
     keys = _keys(key, batches)
 
     def step(i, carry):
-        params, state, mean, values, totals = carry
+        (params, state, mean), values, totals = carry
         value_and_grad = jax.value_and_grad(_batch_loss, has_aux=True)
         batch = keys[i], batches[i]
         (value, total), gradient = value_and_grad(params, loss, fixed, data, weights, batch)
         value = jnp.where(jnp.isfinite(optax.tree.norm(gradient)), value, jnp.nan)
         updates, state = optimizer.update(gradient, state, params)
         params = optax.apply_updates(params, jax.tree.map(lambda u: rate * u, updates))
-        mean = jax.tree.map(lambda m, p: p + average * (m - p), mean, params)
-        return params, state, mean, values.at[i].set(value), totals.at[i].set(total)
+        before = taken + i
+        keep = jnp.minimum(average, before / (before + _EARLY))
+        mean = jax.tree.map(lambda m, p: p + keep.astype(p.dtype) * (m - p), mean, params)
+        return (params, state, mean), values.at[i].set(value), totals.at[i].set(total)
 
     zeros = jnp.zeros(len(batches), weights.dtype)
-    carry = lax.fori_loop(0, steps, step, (params, state, mean, zeros, zeros))
-    params, state, mean, values, totals = carry
-    return params, state, mean, values, (jnp.sum(values * totals), totals.sum())
+    return lax.fori_loop(start, stop, step, (carry, zeros, zeros))
 
 
 @partial(jax.jit, static_argnames=("loss",))
-def _sums(params, fixed, data, weights, key, batches, steps, *, loss):
-    """The weighted loss of all rows in the batches, and their weight."""
+def _losses(params, fixed, data, weights, key, batches, start, stop, *, loss):
+    """Losses and total weights of some of the batches."""
     keys = _keys(key, batches)
 
-    def step(i, sums):
-        value, total = _batch_loss(params, loss, fixed, data, weights, (keys[i], batches[i]))
-        return sums[0] + value * total, sums[1] + total
+    def step(i, results):
+        new = _batch_loss(params, loss, fixed, data, weights, (keys[i], batches[i]))
+        return tuple(a.at[i].set(b) for a, b in zip(results, new))
 
-    zero = jnp.zeros((), weights.dtype)
-    return lax.fori_loop(0, steps, step, (zero, zero))
+    zeros = jnp.zeros(len(batches), weights.dtype)
+    return lax.fori_loop(start, stop, step, (zeros, zeros))
 
 
 def _keys(key, batches):
@@ -198,9 +282,9 @@ def _keys(key, batches):
     return jax.random.split(key, len(batches))
 
 
-def _report(loss, params, fixed, part, at, step):
-    """Raise with the first leaf whose gradient is not finite at the batch of the part that failed."""
-    data, _, key, batches, _ = part
+def _report(loss, params, fixed, block, at, step):
+    """Raise with the first leaf whose gradient is not finite at the batch of the block that failed."""
+    data, _, key, batches = block
     key, batch = _keys(key, batches)[at], batches[at][batches[at] >= 0]
 
     def total(params):
