@@ -4,12 +4,15 @@
 """Likelihood-free inference: a NumPyro model is the prior and the simulator."""
 
 from numpyro_maf.sbi.calibration import Calibration, calibrate
-from numpyro_maf.sbi.likelihood import Ratio, RatioDistribution, learned, nle, nre
-from numpyro_maf.sbi.neural import FlowPosterior, NeuralPosterior, Surprise, npe
+from numpyro_maf.sbi.handlers import learned
+from numpyro_maf.sbi.likelihoods import nle
+from numpyro_maf.sbi.neural_posterior import FlowPosterior, NeuralPosterior, npe
 from numpyro_maf.sbi.posterior import Posterior, Setting
-from numpyro_maf.sbi.sequential import Round, Sequential, next_round, snle, snpe, snre
+from numpyro_maf.sbi.ratios import Ratio, RatioDistribution, nre
+from numpyro_maf.sbi.rounds import Round, Sequential, next_round, snle, snpe, snre
 from numpyro_maf.sbi.simulations import Simulations, simulate
 from numpyro_maf.sbi.simulator import Simulator
+from numpyro_maf.sbi.surprises import Surprise
 from numpyro_maf.sbi.tempering import ParticlePosterior, smc
 
 __all__ = [

@@ -10,16 +10,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from numpyro_maf.diagnostics import SBC, Coverage, coverage, sbc, tarp
-from numpyro_maf.sbi.neural import NeuralPosterior
+from numpyro_maf.pytrees import Described
+from numpyro_maf.rng import as_key, generator, split
+from numpyro_maf.sbi.neural_posterior import NeuralPosterior
 
 __all__ = ["Calibration", "calibrate"]
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """What :func:`calibrate` returns; printing it gives the verdicts.
+@dataclass(frozen=True, repr=False)
+class Calibration(Described):
+    """The result of :func:`calibrate`; printing it gives the verdicts.
 
-    :param sbc: by number; ``coverage``: of regions of highest density; ``tarp``: of balls about random
+    :param sbc: ranks by number; ``coverage``: of regions of highest density; ``tarp``: of balls about random
         points.
     """
 
@@ -32,13 +34,14 @@ class Calibration:
         """Ranks, regions, and balls about random points, a line each."""
         return f"ranks: {self.sbc}\nregions: {self.coverage}\nrandom points: {self.tarp}"
 
-    def __str__(self):
-        return self.verdict
+    def _describe(self):
+        return ["Calibration", *self.verdict.splitlines()]
 
 
 def calibrate(key, posterior: NeuralPosterior, sims, *, num_samples: int = 1000) -> Calibration:
     """Draw from the posteriors of many simulated observations, all in one pass, and compare with the truth.
 
+    :param key: a ``jax.random`` key, or an integer.
     :param posterior: from :func:`~numpyro_maf.npe`.
     :param sims: some hundreds that it was not trained on, by site, ``(N, ...)``. Those that failed are left
         out.
@@ -47,8 +50,11 @@ def calibrate(key, posterior: NeuralPosterior, sims, *, num_samples: int = 1000)
     usable = ~np.asarray(getattr(sims, "failed", np.zeros(len(sims[posterior.view.names[0]]), bool)))
     bound = posterior({name: np.asarray(sims[name])[usable] for name in posterior.view.names})
     truth = {name: np.asarray(sims[name])[usable] for name in posterior.sites.names}
-    draws = bound.sample(key, (num_samples,))
+    draw_key, *seed_keys = split(as_key(key), 3)
+    draws = bound.sample(draw_key, (num_samples,))
     densities = np.concatenate(
         [bound.log_prob({n: v[i : i + 100] for n, v in draws.items()}) for i in range(0, num_samples, 100)]
     )
-    return Calibration(sbc(draws, truth), coverage(densities, bound.log_prob(truth)), tarp(draws, truth))
+    seeds = [int(generator(k).integers(2**31)) for k in seed_keys]
+    ranks, balls = sbc(draws, truth, seed=seeds[0]), tarp(draws, truth, seed=seeds[1])
+    return Calibration(ranks, coverage(densities, bound.log_prob(truth)), balls)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from numpyro import handlers
 
-from numpyro_maf.sbi.likelihood import learned
+from numpyro_maf.sbi.handlers import learned
 from numpyro_maf.sbi.posterior import Setting
 from numpyro_maf.sbi.simulations import runs
 

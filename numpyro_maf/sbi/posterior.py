@@ -28,6 +28,8 @@ from numpyro_maf.inference.checks import GuideCheck
 from numpyro_maf.inference.learned_priors import Joint
 from numpyro_maf.inference.sites import Sites
 from numpyro_maf.inference_data import to_arviz
+from numpyro_maf.pytrees import Described
+from numpyro_maf.rng import as_key, split
 from numpyro_maf.sbi.simulations import Simulations, simulate
 from numpyro_maf.traces import latent_names
 from numpyro_maf.train.likelihood import fit
@@ -55,11 +57,11 @@ class Setting:
         return handlers.condition(self.model, data=values)
 
 
-class Posterior:
+class Posterior(Described):
     """A distribution over a model's latent sites, by name and on their supports (abstract).
 
     Subclasses give ``sample`` and ``log_prob``, and the fields ``sites``, ``setting`` and ``observation``,
-    values by site.
+    values by site. Keys may be integers, and so may sample shapes.
     """
 
     sites: Sites
@@ -84,6 +86,12 @@ class Posterior:
         """The observed sites at which NaN stands for numbers that are not there."""
         return ()
 
+    def _about(self) -> str:
+        """The sites, for a line of the representation."""
+        sites = ", ".join(f"{n} {shape}" for n, shape in zip(self.sites.names, self.sites.shapes))
+        batch = f", a batch of {self.batch_shape}" if self.batch_shape else ""
+        return f"of {sites} given {', '.join(self.observation)}{batch}"
+
     def _one(self, what: str):
         if self.batch_shape:
             raise ValueError(f"{what} takes one observation, got a batch of shape {self.batch_shape}")
@@ -107,7 +115,7 @@ class Posterior:
         :param steps: of Adam.
         """
         self._one("map")
-        draws = self.sample(key, (num_samples,))
+        draws = self.sample(as_key(key), (num_samples,))
         vectors, density = self.sites.unconstrain(draws), self.log_prob(draws)
         starts = vectors[jnp.argsort(-density)[:8]]
         real = np.array(self.sites.columns) == 0
@@ -145,14 +153,13 @@ class Posterior:
         :param options: of :func:`~numpyro_maf.fit`.
         """
         self._one("marginal")
+        draw_key, init_key, fit_key = split(as_key(key), 3)
         kept = self.sites.select(names)
-        vector = np.asarray(kept.unconstrain(self.sample(key, (num_samples,))))
+        vector = np.asarray(kept.unconstrain(self.sample(draw_key, (num_samples,))))
         if any(kept.columns):
             builder = partial(made if builder is nsf else builder, columns=columns_of(kept))
-        flow = builder(key, kept.width)
-        return Joint(
-            fit(key, flow, vector, **{"progress": False, "learning_rate": 2e-3, **options}).flow, kept
-        )
+        options = {"progress": False, "learning_rate": 2e-3, **options}
+        return Joint(fit(fit_key, builder(init_key, kept.width), vector, **options).flow, kept)
 
     # The model ------------------------------------------------------------------------------------
 
@@ -166,7 +173,7 @@ class Posterior:
 
     def _runs(self, key, num_samples, options):
         """What the model makes of draws, draws by observations in a row."""
-        draw_key, run_key = jax.random.split(key)
+        draw_key, run_key = split(as_key(key))
         draws, setting = self.sample(draw_key, (num_samples,)), self.setting
         axes = 1 + len(self.batch_shape)
         given = {name: value.reshape(-1, *value.shape[axes:]) for name, value in draws.items()}
@@ -205,7 +212,7 @@ class Posterior:
         :param options: ``coords`` and ``dims`` of :func:`~numpyro_maf.to_arviz`.
         """
         self._one("to_arviz")
-        prior_key, key = jax.random.split(key)
+        prior_key, key = split(as_key(key))
         setting, observed = self.setting, list(self.observation)
         runs = self.predictive(key, num_samples)
         options_of = {"progress": False, "missing": self.missing, **setting.kwargs}
@@ -229,7 +236,7 @@ class Posterior:
         """
         self._one("importance")
         self._whole("importance")
-        draws = self.sample(key, (num_samples,))
+        draws = self.sample(as_key(key), (num_samples,))
         setting, conditioned = self.setting, self.setting.conditioned(self.observation)
 
         def joint(values):
@@ -251,7 +258,7 @@ class Posterior:
         """
         self._one("nuts")
         self._whole("nuts")
-        draw_key, run_key = jax.random.split(key)
+        draw_key, run_key = split(as_key(key))
         draws = self.sample(draw_key, (1000,))
         transforms = {name: biject_to(s) for name, s in zip(self.sites.names, self.sites.supports)}
         free = {name: transforms[name].inv(value) for name, value in draws.items()}

@@ -15,6 +15,8 @@ import numpy as np
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
 
+from numpyro_maf.rng import as_key, as_shape
+
 __all__ = ["Simulator", "parameters", "swap"]
 
 
@@ -77,9 +79,9 @@ class Simulator(dist.Distribution):
             jnp.broadcast_to(p, shape).reshape(count, *p.shape[own:]) for p, shape in zip(self.params, full)
         )
 
-    def sample(self, key, sample_shape=()):
+    def sample(self, key, sample_shape=()) -> Any:
         """``sample_shape + batch_shape + event_shape`` draws, each with a key of its own."""
-        shape = tuple(sample_shape) + self.batch_shape
+        key, shape = as_key(key), as_shape(sample_shape) + self.batch_shape
         keys, rows = jax.random.split(key, max(math.prod(shape), 1)), self.rows(shape)
         if is_traceable(self.fn, keys[0], [r[0] for r in rows]):
             values = jax.vmap(self.fn)(keys, *rows)

@@ -10,7 +10,8 @@ evolution (ter Braak & Vrugt 2008): along differences of other particles, which 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,18 +24,18 @@ from jax.scipy.special import logsumexp
 from tqdm.auto import tqdm
 
 from numpyro_maf.inference.sites import Sites
-from numpyro_maf.rng import as_key, generator, split
+from numpyro_maf.rng import as_key, as_shape, generator, split
 from numpyro_maf.sbi.densities import Densities, prior_draws
 from numpyro_maf.sbi.posterior import Posterior, Setting
 
 __all__ = ["ParticlePosterior", "smc"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ParticlePosterior(Posterior):
     """A posterior known by its unnormalised density and by draws; made by :func:`smc`.
 
-    :param sites: the latent ones; ``setting``: the model; ``likelihoods``: what was learned of it.
+    :param sites: the latent sites; ``setting``: the model; ``likelihoods``: the learned ones, by site.
     :param observation: by site.
     :param particles: ``(N, D)``, equally probable.
     :param log_evidence: of the observation, an estimate.
@@ -49,9 +50,9 @@ class ParticlePosterior(Posterior):
 
     def sample(self, key, sample_shape=()):
         """Draws by site: particles, each once as long as there are enough, and then again."""
-        count, n = int(np.prod(sample_shape, initial=1)), len(self.particles)
-        draw = generator(key)
-        order = np.concatenate([draw.permutation(n) for _ in range(-(-count // n))])
+        sample_shape, n = as_shape(sample_shape), len(self.particles)
+        count, draw = math.prod(sample_shape), generator(as_key(key))
+        order = np.concatenate([draw.permutation(n) for _ in range(max(-(-count // n), 1))])
         rows = self.particles[order[:count]]
         return self.sites.constrain(rows.reshape(*sample_shape, rows.shape[-1]))
 
@@ -66,6 +67,10 @@ class ParticlePosterior(Posterior):
         flat = vector.reshape(-1, vector.shape[-1])
         prior, likelihood = _score(Densities(self.setting), parts, flat)
         return (prior + likelihood).reshape(vector.shape[:-1]) - self.log_evidence
+
+    def _describe(self):
+        figures = f"{len(self.particles):,} particles, log evidence {self.log_evidence:.3f}"
+        return [f"ParticlePosterior {self._about()}", figures]
 
 
 def smc(
@@ -83,7 +88,7 @@ def smc(
 ) -> ParticlePosterior:
     """The posterior of a model whose densities are known or learned, many modes included.
 
-    :param key: a ``jax.random`` key.
+    :param key: a ``jax.random`` key, or an integer.
     :param model: every observed site needs a density, or a learned one.
     :param observation: values by site.
     :param likelihoods: by site, as for :func:`~numpyro_maf.learned`.
@@ -91,6 +96,8 @@ def smc(
     :param moves: of each particle at each temperature, and ``last_moves`` at the last.
     """
     setting = Setting(model, tuple(model_args), dict(model_kwargs or {}))
+    if not isinstance(observation, Mapping):
+        raise TypeError(f"observation must be a dictionary by site, got {type(observation).__name__}")
     likelihoods = dict(likelihoods or {})
     sites = Sites.of(setting.conditioned(observation), None, setting.args, setting.kwargs)
     prior_key, key = split(as_key(key))
@@ -109,11 +116,11 @@ def temper(key, densities, parts, particles, *, moves=10, last_moves=50, progres
     beta, log_evidence = 0.0, 0.0
     with tqdm(total=1.0, disable=not progress, desc="smc", bar_format="{desc}: {percentage:.0f}%") as bar:
         while beta < 1:
-            key, step_key = jax.random.split(key)
-            new, gain, particles, scores = _advance(step_key, beta, particles, scores)
+            key, resample_key, move_key = jax.random.split(key, 3)
+            new, gain, particles, scores = _advance(resample_key, beta, particles, scores)
             log_evidence, rise, beta = log_evidence + float(gain), float(new) - beta, float(new)
             count = moves if beta < 1 else last_moves
-            particles, scores = _move(densities, count, parts, step_key, beta, particles, scores)
+            particles, scores = _move(densities, count, parts, move_key, beta, particles, scores)
             bar.update(rise)
     return particles, log_evidence
 

@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,27 +15,29 @@ import numpy as np
 from jax.tree_util import register_dataclass
 from numpyro.distributions import constraints
 
+from numpyro_maf.codec import storable
+from numpyro_maf.flows.domains import of_one_number
 from numpyro_maf.flows.linear import Standardize
-from numpyro_maf.flows.supports import of_one_number
-from numpyro_maf.nn.adapters import as_network, encoder_from_spec, encoder_to_spec
+from numpyro_maf.nn.adapters import as_network
 from numpyro_maf.nn.embeddings import Embedding
 from numpyro_maf.pytrees import static
 from numpyro_maf.rng import split
 
-__all__ = ["Summary", "View", "axes_of", "embedding_of", "training", "usable_rows"]
+__all__ = ["Summary", "View", "axes_of", "embedding_of"]
 
 _HEAVY = 5.0  # a normal's kurtosis is 3, a logistic's 4.2, a Laplace's 6
 
 
+@storable
 @register_dataclass
 @dataclass(frozen=True)
 class View:
-    """Observed sites by name as what a network takes: standardised, positive ones after the logarithm.
+    """Observed sites by name as a network takes them: standardised, positive ones after the logarithm.
 
-    :param scales: one for each site; ``heavy``: 1 for numbers with heavy tails, which are drawn in by the
-        inverse hyperbolic sine, the logarithm's pace far out, and 0 for others; ``floors``: at positive sites
-        what smaller numbers, such as 0, are taken for.
-    :param names: of the sites; ``ranks``: how many axes a value of each has.
+    :param scales: one for each site; ``heavy``: 1 for numbers with heavy tails, which are compressed by
+        arcsinh, and 0 for others; ``floors``: the least number of a positive site, which replaces smaller
+        ones, such as 0.
+    :param names: of the sites; ``ranks``: number of axes of a value of each.
     :param positive: which of them have positive support.
     :param missing: whether NaN stands for a number that was not observed.
     """
@@ -53,8 +54,8 @@ class View:
     def of(cls, supports, sims, rows, axes, missing: bool) -> View:
         """A view of the sites in ``supports``.
 
-        :param rows: of simulations, by whose means and standard deviations the view is scaled.
-        :param axes: for each site, over how many of its axes, beside the rows, these are taken.
+        :param rows: numbers of the simulations whose means and standard deviations scale the view.
+        :param axes: number of each site's axes that share one scale, beside the rows.
         """
         positive = tuple(of_one_number(s) is constraints.positive for s in supports.values())
         scales, heavy, floors = [], [], []
@@ -77,21 +78,16 @@ class View:
         view = cls(tuple(scales), tuple(heavy), tuple(floors), tuple(supports), ranks, positive, missing)
         return jax.device_put(view)
 
-    @property
-    def spec(self) -> dict[str, Any]:
-        """Itself but for its numbers as JSON-able values; :meth:`from_spec` is the way back."""
-        shapes = [list(scale.loc.shape) for scale in self.scales]
-        names = ("names", "ranks", "positive", "missing")
-        return {"shapes": shapes, **{name: getattr(self, name) for name in names}}
+    def by_name(self, values) -> dict[str, Any]:
+        """An observation by site; that of the only site may be an array.
 
-    @classmethod
-    def from_spec(cls, spec: dict[str, Any]) -> View:
-        """A view as :attr:`spec` describes it, all its numbers 1."""
-        ones = [jnp.ones(shape) for shape in spec["shapes"]]
-        names, ranks, positive = (tuple(spec[name]) for name in ("names", "ranks", "positive"))
-        scales = tuple(Standardize(one, one) for one in ones)
-        floors = (jnp.ones(()),) * len(ones)
-        return cls(scales, tuple(ones), floors, names, ranks, positive, spec["missing"])
+        :raises TypeError: for an array, where there are several sites.
+        """
+        if isinstance(values, Mapping):
+            return dict(values)
+        if len(self.names) > 1:
+            raise TypeError(f"the observation is a dictionary of the sites {list(self.names)}, got an array")
+        return {self.names[0]: values}
 
     def arrays(self, values) -> tuple[Any, ...]:
         """Values by site, with equal leading axes, as arrays in order; and those axes.
@@ -118,9 +114,9 @@ class View:
         for name, a, rank, scale in zip(self.names, arrays, self.ranks, self.scales):
             if a.ndim < rank or a.shape[: a.ndim - rank] != batch:
                 raise ValueError(f"{name!r} must have {rank} axes after batch axes {batch}, got {a.shape}")
-            alike = jnp.shape(scale.loc)  # the last axes, those that no embedding leaves free
-            if a.shape[a.ndim - len(alike) :] != alike:
-                raise ValueError(f"{name!r} must have a shape that ends in {alike}, got {a.shape}")
+            fixed = jnp.shape(scale.loc)  # the last axes, those that no embedding leaves free
+            if a.shape[a.ndim - len(fixed) :] != fixed:
+                raise ValueError(f"{name!r} must have a shape that ends in {fixed}, got {a.shape}")
         return tuple(a.reshape(-1, *a.shape[len(batch) :]) for a in arrays), batch
 
     def __call__(self, arrays) -> tuple[Any, ...]:
@@ -136,17 +132,23 @@ class View:
         return tuple(seen)
 
 
+@storable
 @dataclass(frozen=True)
 class Summary:
-    """One network for each site, their results side by side: the context of a flow.
+    """One network for each site. Their results side by side are the context of a flow.
 
-    :param networks: functions ``(weights, x, present) -> (B, C)``.
-    :param embeddings: what they came from; ``shapes``: of the rows they were made for.
+    :param embeddings: of each site, None without; ``shapes``: of the rows they were made for.
+    :param networks: functions ``(weights, x, present) -> (B, C)``; those of the embeddings by default.
     """
 
-    networks: tuple[Callable, ...]
-    embeddings: tuple[Any, ...] = field(default=(), compare=False)
-    shapes: tuple[tuple[int, ...], ...] = field(default=(), compare=False)
+    embeddings: tuple[Any, ...] = field(compare=False)
+    shapes: tuple[tuple[int, ...], ...] = field(compare=False)
+    networks: tuple[Callable, ...] = field(default=(), metadata={"stored": False})
+
+    def __post_init__(self):
+        if not self.networks:
+            networks = tuple(map(_network, self.embeddings, self.shapes))
+            object.__setattr__(self, "networks", networks)
 
     @classmethod
     def of(cls, view: View, embedding, example) -> tuple[Summary, Callable]:
@@ -167,24 +169,11 @@ class Summary:
 
         networks = tuple(apply for _, apply in made(jax.random.key(0)))
         shapes = tuple(jnp.shape(a)[1:] for a in example)
-        return cls(networks, tuple(chosen), shapes), lambda key: tuple(weights for weights, _ in made(key))
-
-    @property
-    def spec(self) -> dict[str, Any]:
-        """Itself as JSON-able values; :meth:`from_spec` is the way back.
-
-        :raises TypeError: for networks of other libraries.
-        """
-        return {"embeddings": [encoder_to_spec(e) for e in self.embeddings], "shapes": self.shapes}
-
-    @classmethod
-    def from_spec(cls, spec: dict[str, Any], view: View) -> tuple[Summary, Callable]:
-        """What :meth:`of` gives for a view, from :attr:`spec`."""
-        embedding = dict(zip(view.names, map(encoder_from_spec, spec["embeddings"])))
-        return cls.of(view, embedding, tuple(jnp.ones((2, *shape)) for shape in spec["shapes"]))
+        return cls(tuple(chosen), shapes, networks), lambda key: tuple(weights for weights, _ in made(key))
 
     @property
     def is_trained(self) -> bool:
+        """Whether some site has a network."""
         return any(network is not _flat for network in self.networks)
 
     def __call__(self, weights, seen):
@@ -204,8 +193,15 @@ def embedding_of(embedding, name, names):
 
 
 def axes_of(embedding, rank: int) -> int:
-    """Over how many axes of a site its numbers are alike: times, elements of a set, pixels."""
+    """Number of exchangeable or sequential axes of a site: times, elements of a set, pixels."""
     return min(getattr(embedding, "axes", 1), rank) if isinstance(embedding, Embedding) else 0
+
+
+def _network(embedding, shape) -> Callable:
+    """The function of an embedding, without weights."""
+    if embedding is None or isinstance(embedding, Embedding):
+        return embedding or _flat
+    return as_network(embedding, jax.random.key(0), np.zeros((2, *shape)))[1]
 
 
 def _flat(weights, x, present=None):
@@ -214,29 +210,3 @@ def _flat(weights, x, present=None):
     if present is None:
         return x
     return jnp.concatenate([x, present.reshape(len(x), -1).astype(x.dtype)], -1)
-
-
-def training(rows: int, options: dict[str, Any]) -> dict[str, Any]:
-    """Options of training with this field's defaults: small batches, annealed steps and averaged weights.
-
-    Simulations are few and networks overfit them: noise in the gradient and its average over steps both help.
-    A hundredth of a nat is not worth a wait: it would take thousands of rows to see it.
-    """
-    batch_size = min(max(2 ** int(math.log2(max(rows // 64, 1))), 64), 256)
-    defaults = dict(batch_size=batch_size, learning_rate=5e-3, average=0.995, anneal=0.3, tolerance=0.01)
-    return defaults | options
-
-
-def usable_rows(arrays, may_be_missing) -> np.ndarray:
-    """Which rows are finite; of the arrays in which numbers may be missing, some number must be there."""
-    usable, some = np.ones(len(arrays[0]), bool), np.zeros(len(arrays[0]), bool)
-    for a, missing in zip(arrays, may_be_missing):
-        for start in range(0, len(a), 2**16):
-            rows = slice(start, start + 2**16)
-            part = np.asarray(a[rows]).reshape(-1, math.prod(a.shape[1:]))
-            if missing:
-                usable[rows] &= ~np.isinf(part).any(1)
-                some[rows] |= np.isfinite(part).any(1)
-            else:
-                usable[rows] &= np.isfinite(part).all(1)
-    return usable & some if any(may_be_missing) else usable

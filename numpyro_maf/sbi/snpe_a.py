@@ -1,18 +1,18 @@
 # Copyright Contributors to the numpyro_maf project.
 # SPDX-License-Identifier: Apache-2.0
 
-r"""Mixtures of Gaussians of unconstrained vectors, which can be divided by the Gaussian they were drawn from.
+r"""SNPE-A: mixtures of Gaussians of unconstrained vectors, divided by the Gaussian they were drawn from.
 
-Papamakarios & Murray (2016), section 2.4 and appendix C: what is learned from a proposal
-:math:`\tilde p(\theta)` in place of the prior is :math:`\tilde p(\theta) p(x \mid \theta)`, so the posterior
-is it times :math:`p(\theta) / \tilde p(\theta)`. Uniform, normal and log-normal priors are Gaussian as
+Papamakarios & Murray (2016), section 2.4 and appendix C: simulations of a proposal
+:math:`\tilde p(\theta)` in place of the prior give :math:`\tilde p(\theta) p(x \mid \theta)`, so the
+posterior is that times :math:`p(\theta) / \tilde p(\theta)`. Uniform, normal and log-normal priors are Gaussian as
 vectors; of others their first two moments count.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -22,20 +22,42 @@ from jax.scipy.special import logsumexp
 
 from numpyro_maf.inference.sites import Sites
 from numpyro_maf.nn.mlp import MLP
-from numpyro_maf.rng import split
+from numpyro_maf.rng import as_key, as_shape, normal, split
 from numpyro_maf.sbi.densities import prior_draws
-from numpyro_maf.sbi.neural import Task
+from numpyro_maf.sbi.methods import Method, Proposal
+from numpyro_maf.sbi.options import GaussianOptions
 from numpyro_maf.sbi.posterior import Posterior, Setting
-from numpyro_maf.sbi.simulations import Simulations
+from numpyro_maf.sbi.preprocessing import Losses, Prepared
+from numpyro_maf.sbi.views import Summary, View
 
-__all__ = ["GaussianEstimator", "GaussianPosterior", "fit_gaussians"]
+__all__ = ["GaussianDivision", "GaussianEstimator", "GaussianPosterior", "fit_gaussians"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
+class GaussianDivision(Method):
+    """One Gaussian with the moments of the posterior, by which what is learned is divided (SNPE-A)."""
+
+    who: ClassVar[str] = "snpe"
+    options: ClassVar[type] = GaussianOptions
+
+    def propose(self, key, last, setting, count):
+        source = last.posterior.merged
+        return Proposal(source.sample(key, (count,)), source)
+
+    def chosen(self, sims, fresh):
+        return sims.last(fresh)
+
+    def learn(self, key, prepared, observation, proposal, **options):
+        found = fit_gaussians(key, prepared, proposal=proposal.source, **options)
+        return found(observation), found, bool(found.losses.stopped)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class GaussianPosterior(Posterior):
     """A mixture of Gaussians of unconstrained vectors.
 
-    :param log_shares: ``(K,)``; ``means``: ``(K, D)``; ``factors``: ``(K, D, D)``, lower, of the precisions.
+    :param log_shares: ``(K,)``; ``means``: ``(K, D)``; ``factors``: ``(K, D, D)``, lower triangular factors
+        of the precisions.
     """
 
     sites: Sites
@@ -46,7 +68,8 @@ class GaussianPosterior(Posterior):
     factors: Any
 
     def sample(self, key, sample_shape=()):
-        share_key, normal_key = jax.random.split(key)
+        share_key, normal_key = split(as_key(key))
+        sample_shape = as_shape(sample_shape)
         chosen = jax.random.categorical(share_key, self.log_shares, shape=sample_shape)
         z = jax.random.normal(normal_key, (*sample_shape, self.means.shape[-1]))
         rest = jnp.linalg.solve(jnp.swapaxes(self.factors[chosen], -1, -2), z[..., None])[..., 0]
@@ -75,72 +98,73 @@ class GaussianPosterior(Posterior):
         parts = jnp.zeros(1), mean[None], factor[None]
         return GaussianPosterior(self.sites, self.setting, self.observation, *parts)
 
+    def _describe(self):
+        return [f"GaussianPosterior {self._about()}", f"a mixture of {len(self.log_shares)} Gaussians"]
+
 
 @dataclass(frozen=True, eq=False)
 class GaussianEstimator:
     """Mixtures of Gaussians for any observation, before they are divided by ``proposal``."""
 
-    task: Task
+    setting: Setting
+    sites: Sites
+    view: View
+    summary: Summary
     net: MLP
     networks: Any
     scale: tuple[Any, Any]
     prior: tuple[Any, Any]
     proposal: GaussianPosterior | None
+    losses: Losses
 
     def __call__(self, observation) -> GaussianPosterior:
-        task = self.task
-        arrays, batch = task.view.arrays(observation)
+        observation = self.view.by_name(observation)
+        arrays, batch = self.view.arrays(observation)
         if batch:
             raise ValueError(f"SNPE-A takes one observation, got a batch of shape {batch}")
-        context = task.summary(self.networks, task.view(arrays))
-        log_shares, means, factors = (a[0] for a in _parts(self.net, context, task.sites.width))
+        context = self.summary(self.networks, self.view(arrays))
+        log_shares, means, factors = (a[0] for a in _parts(self.net, context, self.sites.width))
         loc, scale = self.scale
         means, factors = means * scale + loc, factors / scale[:, None]
         if self.proposal is not None:
             log_shares, means, factors = _divided(
                 log_shares, means, factors, self.prior, self.proposal.moments
             )
-        observation = {name: jnp.asarray(observation[name]) for name in task.view.names}
-        return GaussianPosterior(task.sites, task.setting, observation, log_shares, means, factors)
+        seen = {name: jnp.asarray(observation[name]) for name in self.view.names}
+        return GaussianPosterior(self.sites, self.setting, seen, log_shares, means, factors)
 
 
 def fit_gaussians(
-    key, model, sims, observed, *, proposal=None, fresh=None, components: int = 4, hidden=(64, 64),
-    embedding=None, missing=False, latent=None, model_args=(), model_kwargs=None, validation: Any = 0.1,
-    **options,
-) -> GaussianEstimator:  # fmt: skip
-    """Learn mixtures of Gaussians from the last ``fresh`` simulations, drawn from ``proposal`` or the prior.
+    key, prepared: Prepared, *, proposal=None, components: int = 4, hidden=(64, 64), embedding=None, **options
+) -> GaussianEstimator:
+    """Learn mixtures of Gaussians from simulations of ``proposal``, or of the prior.
 
     :param components: K.
     """
-    last = {name: np.asarray(value)[-(fresh or len(value)) :] for name, value in sims.items()}
-    last = Simulations(last, None, getattr(sims, "args", ()), getattr(sims, "kwargs", {}))
-    task_key, net_key, prior_key, fit_key = split(key, 4)
-    task = Task.of(
-        task_key, model, last, observed, embedding=embedding, missing=missing, latent=latent,
-        model_args=model_args, model_kwargs=model_kwargs, validation=validation,
-    )  # fmt: skip
-    if any(task.sites.columns):
+    net_key, start_key, network_key, prior_key, fit_key = split(key, 5)
+    sites: Any = prepared.sites
+    if any(sites.columns):
         raise ValueError("mixtures of Gaussians take no discrete sites")
-    width = task.sites.width
-    outputs = components * (1 + width + width * (width + 1) // 2)
-    net = MLP.init(net_key, task.width, (1, outputs), hidden=hidden)
-    start = np.zeros((components, outputs // components))
-    start[:, 1 : 1 + width] = 0.5 * np.random.default_rng(0).normal(size=(components, width))
+    width, vectors = sites.width, prepared.theta
+    view, summary, weights_of, context = prepared.summary(embedding)
+    outputs = 1 + width + width * (width + 1) // 2
+    net = MLP.init(net_key, context, (1, components * outputs), hidden=hidden)
+    start = np.zeros((components, outputs))
+    start[:, 1 : 1 + width] = 0.5 * normal(start_key, (components, width))
     net = MLP(net.weights, (*net.biases[:-1], jnp.asarray(start.ravel(), float)), net.outputs, net.activation)
-    rows = task.vector[~task.held_out]
+    rows = vectors[~prepared.held_out]
     loc, scale = jnp.asarray(rows.mean(0)), jnp.asarray(rows.std(0) + 1e-9)
-    data = [(task.vector - np.asarray(loc)) / np.asarray(scale), *task.arrays]
-    networks = jax.tree.map(lambda a: a[0], task.networks)
-    task = Task(**{**vars(task), "networks": networks})
-    loss = _GaussianLoss(task.summary, width)
-    net, networks, *_ = task.train(fit_key, loss, [(net, None)], data, **options)
-    drawn = prior_draws(
-        task.setting, {n: jnp.asarray(last[n][0]) for n in task.view.names}, prior_key, 20_000
+    data = [(vectors - np.asarray(loc)) / np.asarray(scale), *prepared.arrays]
+    pair = (net, weights_of(network_key)), (None, view)
+    (net, networks), _, losses = prepared.train(
+        fit_key, _GaussianLoss(summary, width), [pair], data, **options
     )
-    vectors = task.sites.unconstrain({name: drawn[name] for name in task.sites.names})
-    prior = vectors.mean(0), jnp.cov(vectors.T).reshape(width, width)
-    return GaussianEstimator(task, net, networks, (loc, scale), prior, proposal)
+    seen = {name: jnp.asarray(a[0]) for name, a in zip(prepared.supports, prepared.arrays)}
+    drawn = sites.unconstrain(prior_draws(prepared.setting, seen, prior_key, 20_000))
+    prior = drawn.mean(0), jnp.cov(drawn.T).reshape(width, width)
+    return GaussianEstimator(
+        prepared.setting, sites, view, summary, net, networks, (loc, scale), prior, proposal, losses
+    )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,77 @@
+# Copyright Contributors to the numpyro_maf project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""A handler that puts learned likelihoods in a model in place of its simulators."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from numpyro.distributions.transforms import ReshapeTransform
+from numpyro.primitives import Messenger
+
+from numpyro_maf.flows.domains import of_one_number
+from numpyro_maf.flows.flow import Flow
+from numpyro_maf.sbi.ratios import Ratio, RatioDistribution
+from numpyro_maf.sbi.simulator import parameters, swap
+
+__all__ = ["learned"]
+
+
+class learned(Messenger):
+    """A model with learned likelihoods or ratios at some of its sites, as NUTS and SVI take it.
+
+    Whatever plates and ``to_event`` did to a :class:`~numpyro_maf.Simulator` is done to what replaces it.
+    ``learned(model, {"x": likelihood})`` is called as the model is.
+
+    :param fn: the model.
+    :param likelihoods: by site, of :func:`nle` or :func:`nre`.
+    """
+
+    def __init__(self, fn=None, likelihoods: dict[str, Any] | None = None):
+        self.likelihoods = dict(likelihoods or {})
+        self.latent: list[Any] = []
+        for name, value in self.likelihoods.items():
+            if not isinstance(value, (Flow, Ratio)):
+                raise TypeError(f"{name!r} must be what nle or nre gave, got {type(value).__name__}")
+            if isinstance(value, Ratio) and len(value.view.names) > 1:
+                raise ValueError(
+                    f"a ratio of several sites, {list(value.view.names)}, stands at none of them: add "
+                    "ratio(theta, values) by numpyro.factor"
+                )
+        super().__init__(fn)
+
+    def __enter__(self):
+        self.latent = []
+        return super().__enter__()
+
+    def process_message(self, msg):
+        if msg["type"] != "sample" or msg["name"] not in self.likelihoods:
+            return
+        likelihood, fn = self.likelihoods[msg["name"]], msg["fn"]
+        if parameters(fn) is not None:
+            msg["fn"] = swap(fn, lambda s: _at(likelihood, s.theta, s.event_shape, s.each))
+        else:
+            theta = jnp.concatenate([jnp.ravel(value) for value in self.latent])
+            msg["fn"] = _at(likelihood, theta, fn.shape(), of_one_number(fn.support))
+
+    def postprocess_message(self, msg):
+        if msg["type"] == "sample" and not msg["is_observed"] and msg["name"] not in self.likelihoods:
+            self.latent.append(msg["value"])
+
+
+def _at(likelihood, theta, event_shape, support):
+    """The distribution of a site given its parameters."""
+    if theta.shape[-1] != likelihood.context:
+        raise ValueError(
+            f"the likelihood takes {likelihood.context} parameters, the site has {theta.shape[-1]}; which "
+            "sites it takes is for nle(latent=...) to say"
+        )
+    if isinstance(likelihood, Ratio):
+        return RatioDistribution(likelihood, theta, event_shape, support)
+    d: Any = likelihood(theta)
+    if event_shape == d.event_shape:
+        return d
+    return dist.TransformedDistribution(d, ReshapeTransform(event_shape, d.event_shape))

@@ -1,0 +1,343 @@
+# Copyright Contributors to the numpyro_maf project.
+# SPDX-License-Identifier: Apache-2.0
+
+r"""Neural posterior estimation: a conditional flow of the latent sites given the observed ones.
+
+The loss is the negative log-density of a model's own latent values given what it made of them, whose mean
+is least at the posterior (Papamakarios & Murray 2016, Proposition 1):
+
+.. math:: E_{p(\theta) p(x \mid \theta)} [-\log q(\theta \mid x)]
+    = E_{p(x)} KL(p(\theta \mid x) \,\|\, q(\theta \mid x)) + \text{const}.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Unpack
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import register_dataclass
+
+from numpyro_maf.codec import storable
+from numpyro_maf.flows.builders import made, nsf
+from numpyro_maf.flows.ensemble import Ensemble, stack
+from numpyro_maf.flows.flow import Flow
+from numpyro_maf.inference.completion import complete
+from numpyro_maf.inference.sites import Sites
+from numpyro_maf.pytrees import Described, static
+from numpyro_maf.rng import as_key, as_shape, split
+from numpyro_maf.sbi.atomic import AtomicLoss
+from numpyro_maf.sbi.options import PosteriorOptions
+from numpyro_maf.sbi.posterior import Posterior, Setting, columns_of
+from numpyro_maf.sbi.preprocessing import Losses, Prepared
+from numpyro_maf.sbi.surprises import Surprise, typical_of
+from numpyro_maf.sbi.views import Summary, View
+from numpyro_maf.train.data import scaling
+from numpyro_maf.train.options import TrainOptions, check_options
+
+__all__ = ["FlowPosterior", "NegativeLogProb", "NeuralPosterior", "fit_posterior", "npe"]
+
+
+def _no_model(*args, **kwargs):
+    raise ValueError("this posterior came from a file, which holds no model: use posterior.with_model(model)")
+
+
+@storable
+@register_dataclass
+@dataclass(frozen=True, eq=False, repr=False)
+class NeuralPosterior(Described):
+    """A posterior for any observation; made by :func:`npe`. Calling it gives a :class:`FlowPosterior`.
+
+    :param flows: the ensemble.
+    :param weights: of the summary's networks, by site, every leaf with a leading member axis.
+    :param view: of the observed sites; ``summary``: the networks.
+    :param typical: mean, whitening matrix and sorted distances of the simulations' summaries.
+    :param sites: the latent sites; ``setting``: the model.
+    :param losses: by epoch, of training and validation.
+    :param excluded: number of simulations that failed and were left out.
+    """
+
+    flows: Ensemble
+    weights: Any
+    view: View
+    typical: Any
+    sites: Sites
+    summary: Summary = static()
+    losses: Losses = static()
+    excluded: int = static(default=0)
+    setting: Setting = field(default=Setting(_no_model), metadata={"static": True, "stored": False})
+
+    @property
+    def members(self) -> int:
+        """The number of the ensemble's members."""
+        return len(self.flows)
+
+    def with_model(self, model: Callable, model_args=(), model_kwargs=None) -> NeuralPosterior:
+        """The same posterior with its model, which files do not hold: for predictions, importance and NUTS.
+
+        :raises ValueError: for a model with other latent sites.
+        """
+        found = Sites.of(model, set(self.sites.names), model_args, model_kwargs, discrete=True)
+        if found != self.sites:
+            raise ValueError(f"the posterior is of other sites than this model's: {self.sites}")
+        return replace(self, setting=Setting(model, tuple(model_args), dict(model_kwargs or {})))
+
+    def __call__(self, observation, *, warn: bool = True) -> FlowPosterior:
+        """The posterior given values by observed site; leading axes are a batch of observations.
+
+        :param observation: by site; the values of an only site may come without its name.
+        :param warn: whether to warn of an observation outside the simulated range.
+        :raises ValueError: for sites that are missing or of other shapes, and values that are not finite.
+        """
+        observation = self.view.by_name(observation)
+        arrays, batch = self.view.arrays(observation)
+        contexts = _contexts(self.summary, self.members, self.weights, self.view, arrays)
+        contexts = contexts.reshape(self.members, *batch, contexts.shape[-1])
+        posterior = FlowPosterior(self, contexts, {k: jnp.asarray(observation[k]) for k in self.view.names})
+        if warn and not batch and posterior.surprise.share < 1e-3:
+            warnings.warn(posterior.surprise.verdict, stacklevel=2)
+        return posterior
+
+    def _describe(self):
+        seen, losses = ", ".join(self.view.names), self.losses
+        sites = ", ".join(f"{n} {shape}" for n, shape in zip(self.sites.names, self.sites.shapes))
+        networks = [type(e).__name__ for e in self.summary.embeddings if e is not None]
+        lines = [
+            f"NeuralPosterior of {sites} given {seen}: call it with an observation",
+            f"{self.members} flow{'s' if self.members > 1 else ''} of {self.sites.width} numbers"
+            + (f", networks {', '.join(networks)}" if networks else ""),
+        ]
+        lines += losses.lines
+        if self.excluded:
+            lines.append(f"{self.excluded:,} simulations failed and were left out")
+        return lines
+
+
+@register_dataclass
+@dataclass(frozen=True, eq=False, repr=False)
+class FlowPosterior(Posterior):
+    """The posterior given observations: the mixture of an ensemble's flows, exact in draws and density.
+
+    :param neural: the posterior for any observation.
+    :param contexts: ``(members, *batch_shape, C)``.
+    :param observation: by site, ``batch_shape + site.shape``.
+    """
+
+    neural: NeuralPosterior
+    contexts: Any
+    observation: dict[str, Any]
+
+    @property
+    def sites(self) -> Sites:  # type: ignore[override]
+        return self.neural.sites
+
+    @property
+    def setting(self) -> Setting:  # type: ignore[override]
+        return self.neural.setting
+
+    @property
+    def batch_shape(self):
+        return self.contexts.shape[1:-1]
+
+    def sample(self, key, sample_shape=()):
+        flows, shape = self.neural.flows, as_shape(sample_shape)
+        return _draw(self.sites, flows, self.contexts, as_key(key), shape)
+
+    def log_prob(self, values):
+        vector = self.sites.unconstrain(values)
+        log_prob = _score(self.neural.flows, self.contexts, vector) - self.sites.log_det(vector)
+        return jnp.where(self.sites.contains(values), log_prob, -jnp.inf)
+
+    @property
+    def missing(self):
+        return self.neural.view.names if self.neural.view.missing else ()
+
+    @property
+    def surprise(self) -> Surprise:
+        """The distance of the observation from the simulations.
+
+        :raises ValueError: for a batch of observations.
+        """
+        self._one("surprise")
+        return Surprise.of(self.contexts[0], self.neural.typical)
+
+    def disagreement(self, key, num_samples: int = 1000) -> float:
+        """The mean divergence of the ensemble's members from their mixture, in nats.
+
+        This is the generalised Jensen-Shannon divergence: 0 if all agree, the logarithm of their number if
+        they have nothing in common. Large values say that seeds decide: simulate more, or change the network.
+
+        :raises ValueError: for an ensemble of one, and a batch of observations.
+        """
+        self._one("disagreement")
+        if self.neural.members < 2:
+            raise ValueError("disagreement needs an ensemble: npe(..., ensemble=5)")
+        d = self.neural.flows(self.contexts, each=True)
+        vectors = d.member_samples(key, (num_samples,))  # (M, S, D)
+        own = jnp.stack([d.member_log_probs(v)[i] for i, v in enumerate(vectors)])
+        return float((own - d.log_prob(vectors)).mean())
+
+    def conditional(self, key, values, num_samples: int = 1000, **options) -> dict[str, Any]:
+        """Draws of all sites given the values of some, by site, as :func:`~numpyro_maf.complete` makes them.
+
+        :param values: by site, one value each.
+        :param options: of ``complete``.
+        :raises ValueError: for an ensemble of more than one, and a batch of observations.
+        """
+        self._one("conditional")
+        if self.neural.members > 1:
+            raise ValueError("conditional takes an ensemble of one")
+        known = self.sites.select(list(values)).unconstrain(values)
+        mask = np.concatenate([np.full(self.sites.select([n]).width, n in values) for n in self.sites.names])
+        filled = np.zeros(self.sites.width)
+        filled[mask] = known
+        d, options = self.neural.flows[0](self.contexts[0]), {"progress": False, **options}
+        rows = complete(as_key(key), d, filled, mask, num_samples, **options)
+        return self.sites.constrain(rows)
+
+    def _describe(self):
+        lines = [f"FlowPosterior {self._about()}"]
+        return lines if self.batch_shape else [*lines, self.surprise.verdict]
+
+
+def npe(
+    key,
+    model: Callable,
+    sims: dict[str, Any],
+    observed=("x",),
+    *,
+    builder: Callable[..., Flow] = nsf,
+    embedding=None,
+    ensemble: int = 1,
+    latent=None,
+    missing: bool = False,
+    regression: bool | None = None,
+    model_args=(),
+    model_kwargs=None,
+    weights=None,
+    validation: Any = 0.1,
+    atoms: int = 0,
+    **options: Unpack[TrainOptions],
+) -> NeuralPosterior:
+    """Learn the posterior of a model's latent sites given its observed ones, from simulations of both.
+
+    Each latent site's support gives its bijection to the reals, so no draw leaves it. Discrete sites with
+    finitely many values are allowed: then the flow is a MADE, in the model's order. Interrupting keeps the
+    best so far.
+
+    :param key: a ``jax.random`` key, or an integer.
+    :param model: gives supports and shapes.
+    :param sims: of :func:`~numpyro_maf.simulate`, or any values by site, ``(N, ...)``. Rows that failed or
+        are not finite are left out, with a warning that says how many.
+    :param observed: names of the observed sites.
+    :param builder: ``(key, features, *, context) -> Flow``; with discrete sites it also gets ``columns``.
+    :param embedding: a network for the observed site, or a dictionary of them by site: widths of an MLP, the
+        last one of its result; ``DeepSet()``, ``Conv()``, ``GRU()``, ``Attention()`` of
+        :mod:`numpyro_maf.embeddings`; a flax or equinox module. None for the numbers themselves.
+    :param ensemble: how many flows, trained side by side; the posterior is their mixture.
+    :param latent: names of the sites wanted; the others are integrated out. None for all.
+    :param missing: whether NaN in observed sites stands for numbers that were not observed, or padding.
+    :param regression: whether the flow starts from a linear regression of latent on observed values; None for
+        both, of which the one that validates better is kept. Only without embedding and discrete sites.
+    :param atoms: for simulations whose parameters are not the prior's: number of parameters among which the
+        posterior's density relative to the prior's has to tell x's own (APT). 0 for the plain loss.
+    :param model_args: of the model, with ``model_kwargs``; those of ``simulate`` by default.
+    :param weights: ``(N,)``, how much each simulation counts.
+    :param validation: share of the simulations held out at random, or ``(N,)`` booleans.
+    :param options: of :func:`~numpyro_maf.train.train`: ``batch_size`` (by default a 64th of the rows, but
+        64, 128 or 256), ``learning_rate`` (0.005), ``anneal`` (0.3), ``average`` (0.995), ``tolerance``
+        (0.01), ``max_epochs``, ``patience``, ``optimizer``, ``progress``, ``callback``.
+    :raises ValueError: for sites that are not there, supports that depend on other sites, and too few rows.
+    """
+    check_options("npe", options, PosteriorOptions)
+    prepare_key, key = split(as_key(key))
+    prepared = Prepared.of(
+        prepare_key, "npe", model, sims, observed, vectors=True, latent=latent, missing=missing,
+        failures="keep" if atoms else "exclude", weights=weights, validation=validation,
+        model_args=model_args, model_kwargs=model_kwargs,
+    )  # fmt: skip
+    chosen = dict(builder=builder, embedding=embedding, ensemble=ensemble, regression=regression, atoms=atoms)
+    return fit_posterior(key, prepared, **chosen, **options)
+
+
+def fit_posterior(
+    key, prepared: Prepared, *, builder=nsf, embedding=None, ensemble=1, regression=None, atoms=0, **options
+) -> NeuralPosterior:
+    """As :func:`npe`, from prepared simulations."""
+    init_key, net_key, fit_key = split(key, 3)
+    view, summary, weights_of, width = prepared.summary(embedding)
+    sites: Any = prepared.sites
+    vectors, training = prepared.theta, ~prepared.held_out
+    if any(sites.columns):
+        builder = partial(made if builder is nsf else builder, columns=columns_of(sites))
+    flows = Ensemble.init(init_key, lambda k: builder(k, sites.width, context=width), ensemble)
+    networks = stack([weights_of(k) for k in split(net_key, ensemble)])
+    if flows.event_scale is not None:
+
+        def inner(part):
+            return np.where(flows.is_discrete, 0, flows.inner_events(part))
+
+        scale = scaling(vectors, np.flatnonzero(training), prepared.weights, inner)
+        flows = Ensemble(replace(flows.flows, event_scale=stack([scale] * ensemble)))
+    some, some_arrays = prepared.some, prepared.some_arrays
+    starts = [flows]
+    if flows.is_real and not summary.is_trained and regression is not False:
+        own = training[some]
+        contexts = np.asarray(_contexts(summary, 1, networks, view, some_arrays))[0]
+        layer = flows[0].regressed(vectors[some][own], contexts[own]).regression
+        layers = [layer] if regression else [jax.tree.map(np.zeros_like, layer), layer]
+        starts = [Ensemble(flows.flows.with_regression(stack([layer] * ensemble))) for layer in layers]
+    elif regression:
+        raise ValueError("regression takes a flow of real sites, and no embedding")
+    loss: Callable = NegativeLogProb(summary)
+    data = [vectors, *prepared.arrays]
+    if atoms:
+        loss, options = AtomicLoss.of(summary, atoms, options)
+        data[1:1] = [AtomicLoss.log_prior(prepared)]
+    pairs = [((start.weights, networks), (start, view)) for start in starts]
+    (trained, networks), (flows, _), losses = prepared.train(fit_key, loss, pairs, data, **options)
+    typical = typical_of(np.asarray(_contexts(summary, ensemble, networks, view, some_arrays))[0])
+    return NeuralPosterior(
+        flows.with_weights(trained), networks, view, typical, sites, summary, losses, prepared.excluded,
+        prepared.setting,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class NegativeLogProb:
+    """The negative log-density of latent vectors given observed arrays, averaged over the ensemble."""
+
+    summary: Summary
+
+    def __call__(self, params, fixed, key, vector, *arrays):
+        flows, view = fixed
+        seen = view(arrays)
+
+        def member(flow, weights, networks, key):
+            flow = flow.with_weights(weights).randomized(key)
+            return -flow(self.summary(networks, seen)).log_prob(vector)
+
+        return flows.map(member, *params, jax.random.split(key, len(flows))).mean(0)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _contexts(summary, members, weights, view, arrays):
+    """``(members, B, C)``."""
+    seen = view(arrays)
+    return jax.vmap(lambda weights: summary(weights, seen), axis_size=members)(weights)
+
+
+@partial(jax.jit, static_argnames="sample_shape")
+def _draw(sites, flows, contexts, key, sample_shape):
+    """Draws of the mixture by site, ``sample_shape + batch_shape + site.shape``."""
+    return sites.constrain(flows(contexts, each=True).sample(key, sample_shape))
+
+
+@jax.jit
+def _score(flows, contexts, vector):
+    return flows(contexts, each=True).log_prob(vector)

@@ -1,0 +1,57 @@
+# Copyright Contributors to the numpyro_maf project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""The options of what learns from simulations, beside those of training: what rounds hand on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from numpyro_maf.train.options import TrainOptions
+
+__all__ = ["GaussianOptions", "LikelihoodOptions", "PosteriorOptions", "RatioOptions"]
+
+
+class PosteriorOptions(TrainOptions, total=False):
+    """Keywords of :func:`~numpyro_maf.npe` that rounds take too."""
+
+    builder: Callable[..., Any]
+    embedding: Any
+    ensemble: int
+    regression: bool | None
+    missing: bool
+    weights: Any
+    validation: Any
+
+
+class LikelihoodOptions(TrainOptions, total=False):
+    """Keywords of :func:`~numpyro_maf.nle` that rounds take too."""
+
+    builder: Callable[..., Any]
+    regression: bool | None
+    failures: str
+    weights: Any
+    validation: Any
+
+
+class RatioOptions(TrainOptions, total=False):
+    """Keywords of :func:`~numpyro_maf.nre` that rounds take too."""
+
+    embedding: Any
+    hidden: tuple[int, ...]
+    contrasts: int
+    failures: str
+    missing: bool
+    weights: Any
+    validation: Any
+
+
+class GaussianOptions(TrainOptions, total=False):
+    """Keywords of SNPE-A."""
+
+    components: int
+    hidden: tuple[int, ...]
+    embedding: Any
+    missing: bool
+    validation: Any
