@@ -18,10 +18,17 @@ import numpy as np
 
 from numpyro_maf import codec
 from numpyro_maf.flows.assembly import from_spec
+from numpyro_maf.flows.ensemble import Ensemble
 from numpyro_maf.flows.flow import Flow
+from numpyro_maf.flows.linear import Standardize
 from numpyro_maf.flows.mades import Made
 from numpyro_maf.inference.learned_priors import Joint
 from numpyro_maf.inference.sites import Sites
+from numpyro_maf.nn.mlp import MLP
+from numpyro_maf.sbi.neural_posterior import NeuralPosterior
+from numpyro_maf.sbi.preprocessing import Losses
+from numpyro_maf.sbi.ratios import Ratio
+from numpyro_maf.sbi.views import Summary, View
 
 __all__ = ["from_version_1"]
 
@@ -32,7 +39,7 @@ def from_version_1(header: dict[str, Any], arrays: dict[str, Any]) -> Any:
     :param header: with ``kind`` and ``spec``; ``arrays``: by name, taken out as they are used.
     :raises ValueError: for an unknown kind, and a file whose arrays do not fit its structure.
     """
-    readers = {"flow": _flow, "joint": _joint}
+    readers = {"flow": _flow, "joint": _joint, "posterior": _posterior, "ratio": _ratio}
     kind, spec = header["kind"], header["spec"]
     if kind not in readers:
         raise ValueError(f"holds an unknown kind {kind!r}, expected one of {sorted(readers)}")
@@ -93,6 +100,46 @@ def _joint(spec, arrays: _Arrays) -> Joint:
 def _sites(spec) -> Sites:
     supports = tuple(codec.read(_support(s)) for s in spec["supports"])
     return Sites(supports, tuple(spec["names"]), tuple(map(tuple, spec["shapes"])))
+
+
+def _posterior(spec, arrays: _Arrays) -> NeuralPosterior:
+    members = _Arrays(arrays.arrays, (spec["members"],))
+    flows = Ensemble(_flow(spec["flow"], members, "['flows']"))
+    view, summary, weights = _seen(spec, arrays, members, "['view']", "['weights']")
+    typical = arrays.fill(tuple(np.zeros(shape) for shape in spec["typical"]), "['typical']")
+    losses = Losses(*map(np.array, spec["losses"]))
+    return NeuralPosterior(
+        flows, weights, view, typical, _sites(spec["sites"]), summary, losses, spec["excluded"]
+    )
+
+
+def _ratio(spec, arrays: _Arrays) -> Ratio:
+    inputs, *hidden = spec["widths"]
+    net = MLP.init(jax.random.key(0), inputs, (1, 1), hidden=tuple(hidden))
+    view, summary, networks = _seen(spec, arrays, arrays, ".view", ".networks")
+    scale = arrays.fill(Standardize.identity(spec["context"]), ".theta_scale")
+    return Ratio(arrays.fill(net, ".net"), networks, view, scale, summary)
+
+
+def _seen(spec, arrays: _Arrays, members: _Arrays, view_name: str, weights_name: str):
+    """A view of observed sites, the networks that summarise it, and their weights."""
+    about, shapes = spec["view"], [tuple(s) for s in spec["view"]["shapes"]]
+    ones = tuple(np.ones(shape) for shape in shapes)
+    names, ranks, positive = (tuple(about[name]) for name in ("names", "ranks", "positive"))
+    scales = tuple(Standardize(one, one) for one in ones)
+    floors = (np.ones(()),) * len(ones)
+    view = arrays.fill(View(scales, ones, floors, names, ranks, positive, about["missing"]), view_name)
+    chosen = dict(zip(names, map(_embedding, spec["summary"]["embeddings"])))
+    rows = tuple(jnp.ones((2, *shape)) for shape in spec["summary"]["shapes"])
+    summary, weights_of = Summary.of(view, chosen, rows)
+    return view, summary, members.fill(weights_of(jax.random.key(0)), weights_name)
+
+
+def _embedding(spec):
+    if isinstance(spec, dict):
+        options = dict(spec)
+        return codec.read({"class": options.pop("embedding"), **options})
+    return spec if spec is None else tuple(spec)
 
 
 # Old descriptions as the codec's ------------------------------------------------------------------

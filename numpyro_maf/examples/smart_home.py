@@ -45,7 +45,6 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 from numpyro import handlers
-from numpyro.distributions.batch_util import promote_batch_shape
 from numpyro.infer import SVI, Trace_ELBO, init_to_value
 from numpyro.infer.autoguide import AutoDelta
 
@@ -137,14 +136,14 @@ def emission_model(features, context, seen, balance, flows, noise, batch_size):
     :param context: ``(T, C)``.
     :param seen: ``(M, T)``.
     :param balance: ``(T,)``, weights that make activities count alike.
-    :param flows: a function of a key that gives a stack of M flows.
+    :param flows: a function of a key that gives an ensemble of M flows.
     """
     flows = nm.flow_module("emission", flows)
     minutes = numpyro.plate("minutes", len(features), subsample_size=batch_size, dim=-1)
     with numpyro.plate("members", len(seen), dim=-2), minutes as rows:
         x, spread = features[rows], flows.event_scale.scale[0]
         x = x + noise * spread * jax.random.normal(numpyro.prng_key(), x.shape)
-        d = promote_batch_shape(jax.vmap(lambda flow: flow(context[rows]))(flows))
+        d = flows.members(context[rows])
         with handlers.scale(scale=balance[rows]), handlers.mask(mask=seen[:, rows]):
             numpyro.sample("features", d, obs=jnp.broadcast_to(x, (len(seen), *x.shape)))
 
@@ -247,19 +246,19 @@ def flow_emission(key, x, basis, activity, seen, states, settings, progress) -> 
         return replace(flow, event_scale=spread)
 
     def init(key):
-        return jax.vmap(one)(jax.random.split(key, len(seen)))
+        return nm.Ensemble.init(key, one, len(seen))
 
     params = optimise(
         key, emission_model, settings.steps, 5e-3, jnp.asarray(x), context(activity, basis),
         jnp.asarray(seen), jnp.asarray(balance), init, settings.noise, settings.batch_size,
         guide=lambda *args: None, progress=progress, label="emission: an ensemble of flows",
     )  # fmt: skip
-    flows = replace(init(key), bijectors=params["emission$params"])
+    flows = init(key).with_weights(params["emission$params"])
 
     @jax.jit
     def table(x, basis):
         each = [context(jnp.full(len(x), k), basis) for k in range(states)]
-        return jax.vmap(lambda flow: flow(jnp.stack(each, 1)).log_prob(x[:, None]))(flows)
+        return flows.map(lambda flow: flow(jnp.stack(each, 1)).log_prob(x[:, None]))
 
     return table
 

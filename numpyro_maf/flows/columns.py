@@ -23,7 +23,6 @@ from numpyro_maf.flows.linear import Standardize
 from numpyro_maf.flows.sweeps import enter, network, sweep
 from numpyro_maf.nn.init import ACTIVATIONS
 from numpyro_maf.nn.masked import masks_of
-from numpyro_maf.pytrees import Described
 from numpyro_maf.rng import as_key, as_shape
 
 __all__ = ["MADE", "Columns"]
@@ -49,7 +48,7 @@ class Columns(constraints.Constraint):
         return (), ((), {"columns": self.columns, "is_discrete": self.is_discrete})
 
 
-class MADE(Stacking, Described):
+class MADE(Stacking):
     """A masked autoregressive distribution, or the mixture over an ensemble of them.
 
     Values are integers where every column is discrete, floats otherwise.

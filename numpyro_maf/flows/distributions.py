@@ -26,7 +26,7 @@ from numpyro_maf.rng import as_key, as_shape
 __all__ = ["FlowDistribution", "Stacking"]
 
 
-class Stacking(dist.Distribution):
+class Stacking(Described, dist.Distribution):
     """A distribution whose leaves may gain leading axes after construction (abstract).
 
     They do on the way out of ``vmap`` and of NumPyro's ``scan``. Those axes are batch axes, and every method
@@ -88,7 +88,7 @@ class Stacking(dist.Distribution):
         return jax.vmap(type(self).log_prob, in_axes=(0, axis), out_axes=axis)(self, value)
 
 
-class FlowDistribution(Stacking, Described, dist.TransformedDistribution):
+class FlowDistribution(Stacking, dist.TransformedDistribution):
     """A base distribution through bijectors, scored in one pass of each.
 
     :param base_distribution: a NumPyro distribution.

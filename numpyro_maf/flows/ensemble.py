@@ -21,7 +21,6 @@ from numpyro.distributions.util import validate_sample
 from numpyro_maf.codec import storable
 from numpyro_maf.flows.distributions import Stacking
 from numpyro_maf.flows.flow import Flow
-from numpyro_maf.pytrees import Described
 from numpyro_maf.rng import as_key, split
 
 __all__ = ["Ensemble", "EnsembleDistribution", "each_member", "stack"]
@@ -153,7 +152,7 @@ class Ensemble(Flow):
         return [f"Ensemble of {len(self)}", *self[0]._describe()]
 
 
-class EnsembleDistribution(Stacking, Described):
+class EnsembleDistribution(Stacking):
     """The equal mixture of an ensemble's members.
 
     :param ensemble: the flows.

@@ -1,0 +1,262 @@
+"""Files: what is saved comes back bit-equal, files of earlier versions load, and bad ones are refused."""
+
+import json
+import pathlib
+import pickle
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from conftest import FLOWS, context_of, each_flow
+from numpyro.distributions import constraints
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+import numpyro_maf as nm
+from numpyro_maf import codec
+from numpyro_maf.conditionals import Categorical, Mixture
+from numpyro_maf.embeddings import Conv
+
+VERSION_1 = pathlib.Path(__file__).parent / "files" / "v1"
+KNOWN = json.loads((VERSION_1 / "densities.json").read_text())
+
+
+def assert_bit_equal(actual, expected):
+    paths = [
+        [jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_flatten_with_path(t)[0]]
+        for t in (actual, expected)
+    ]
+    assert paths[0] == paths[1] and type(actual) is type(expected)
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert jnp.result_type(a) == jnp.result_type(b)
+        np.testing.assert_array_equal(a, b)
+
+
+# Version 1 --------------------------------------------------------------------------------------
+
+
+def score(name, learned):
+    """The log-densities that were written down when the file was."""
+    given = KNOWN["inputs"]
+    as_arrays = lambda values: {k: jnp.asarray(v, jnp.float32) for k, v in values.items()}  # noqa: E731
+    if name == "flow_regressed":
+        return learned(np.float32(given["context"])).log_prob(np.float32(given["x"]))
+    if name.startswith("flow_"):
+        y = np.linspace(0.1, 0.9, 3 * learned.features).reshape(3, *learned.event_shape)
+        if name == "flow_made":
+            y = np.array([[0, 0.3, 1, -0.4], [2, -0.3, 0, 0.4], [1, 1.3, 1, 0.0]])
+        c = np.linspace(-1, 1, 3 * learned.context).reshape(3, -1) if learned.context else None
+        return learned(c).log_prob(jnp.asarray(y, jnp.float32))
+    if name == "joint":
+        return learned.log_prob(as_arrays(given["samples"]))
+    if name == "posterior_discrete":
+        at = as_arrays(given["discrete"])
+        return learned({"x": at["x"]}).log_prob({"k": at["k"].astype(int), "m": at["m"]})
+    seen, theta = as_arrays(given["seen"]), as_arrays(given["theta"])
+    if name.startswith("posterior_"):
+        return learned(seen).log_prob(theta)
+    both = jnp.stack([theta["a"], theta["b"]], 1)
+    return learned(both, seen) if name == "ratio" else learned(both).log_prob(seen["y"][:, None])
+
+
+def test_there_is_a_file_of_every_kind_and_every_builder():
+    names = {path.stem for path in VERSION_1.glob("*.safetensors")}
+    assert names == set(KNOWN["densities"]) and len(names) == 32
+
+
+@pytest.mark.parametrize("name", KNOWN["densities"])
+def test_files_of_version_1_load_for_ever(name, tmp_path):
+    path = VERSION_1 / f"{name}.safetensors"
+    learned = nm.load(path)
+    np.testing.assert_allclose(score(name, learned), KNOWN["densities"][name], rtol=1e-5, atol=1e-5)
+    written = load_file(path)
+    leaves = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(learned)]
+    assert all(array.tobytes() in leaves for array in written.values())  # bit-equal
+    nm.save(tmp_path / "again", learned)
+    assert_bit_equal(nm.load(tmp_path / "again"), learned)
+
+
+# This version ------------------------------------------------------------------------------------
+
+
+@each_flow
+def test_save_and_load_are_bit_equal(case, tmp_path):
+    nm.save(tmp_path / "flow", case())
+    loaded = nm.load(tmp_path / "flow")
+    assert_bit_equal(loaded, case())
+    assert jax.tree.structure(loaded) == jax.tree.structure(case())
+
+
+def test_files_keep_ensembles_supports_and_scalings(tmp_path):
+    scaled = replace(FLOWS["maf"](), event_scale=nm.Standardize(jnp.array([1.0, 2.0]), jnp.array([3.0, 4.0])))
+    ensemble = nm.Ensemble.of([scaled.onto(constraints.greater_than(jnp.array(0.5)))] * 2)
+    nm.save(tmp_path / "ensemble", ensemble)
+    loaded = nm.load(tmp_path / "ensemble")
+    assert_bit_equal(loaded, ensemble)
+    y = jnp.array([[0.7, 2.0], [0.4, 2.0]])
+    densities = [np.asarray(jax.jit(lambda d: d.log_prob(y))(e())) for e in (loaded, ensemble)]
+    np.testing.assert_array_equal(*densities)
+    assert np.isfinite(densities[0][0]) and densities[0][1] == -np.inf
+
+
+def test_save_and_load_keep_double_precision(tmp_path):
+    case = FLOWS["maf-context"]
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64) / 3, case())
+        nm.save(tmp_path / "flow", wide)
+        assert_bit_equal(nm.load(str(tmp_path / "flow")), wide)
+    with pytest.raises(ValueError, match="float64.*jax_enable_x64"):
+        nm.load(tmp_path / "flow")
+
+
+@each_flow
+def test_spec_round_trips_through_json(case):
+    original = case()
+    rebuilt = nm.from_spec(json.loads(json.dumps(original.spec)), jax.random.key(0))
+    assert rebuilt.spec == original.spec
+    assert jax.tree.structure(rebuilt) == jax.tree.structure(original)
+    jax.tree.map(np.testing.assert_array_equal, rebuilt, case.make(jax.random.key(0)))
+    assert (rebuilt.features, rebuilt.context) == (case.features, case.context)
+
+
+@pytest.mark.parametrize("spec", [{}, {"builder": "unknown"}])
+def test_unknown_builders_are_refused(spec):
+    with pytest.raises(ValueError, match="unknown builder .*expected one of"):
+        nm.from_spec(spec)
+
+
+def test_what_no_file_can_hold_is_named():
+    class Own(dist.Normal):
+        pass
+
+    made = nm.maf(jax.random.key(0), 2, base=Own(jnp.zeros(2), 1.0).to_event(1))
+    for describe in (lambda: made.spec, lambda: codec.write(made, {})):
+        with pytest.raises(TypeError, match="distribution of type Own cannot be written"):
+            describe()
+    with pytest.raises(TypeError, match=r"\[1\]\['f'\]: a value of type function cannot be written"):
+        codec.write((1, {"f": print.__class__.__call__ and (lambda: 0)}))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        nm.Compose((nm.MixtureCDF(2), nm.Affine(bound=3.0))),
+        (Categorical(3), Mixture(2)),
+        Conv(axes=2, channels=(3, 4)),
+        {"a": [1, 2.5, None, float("inf")], "b": (True, "text")},
+        dist.Uniform(-1.0, 1.0).expand([2]).to_event(1),
+        constraints.independent(constraints.interval(-1.0, 2.0), 2),
+        constraints.simplex,
+    ],
+    ids=lambda v: type(v).__name__,
+)
+def test_the_codec_round_trips_through_json(value):
+    described = json.loads(json.dumps(codec.write(value)))
+    again = codec.read(described)
+    assert codec.write(again) == codec.write(value)
+    if not isinstance(value, dist.Distribution):
+        assert again == value
+
+
+# Files that do not fit ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(tmp_path):
+    nm.save(tmp_path / "flow", FLOWS["maf"]())
+    return tmp_path / "flow"
+
+
+def rewrite(path, change):
+    """The same file with its header and arrays changed."""
+    arrays = load_file(path)
+    with safe_open(path, "numpy") as file:
+        header = json.loads(file.metadata()["numpyro_maf"])
+    change(header, arrays)
+    save_file(arrays, path, metadata={"numpyro_maf": json.dumps(header)})
+
+
+def later(header, arrays):
+    header["version"] += 1
+
+
+def drop(header, arrays):
+    arrays.pop(".event_scale.loc")
+
+
+def more(header, arrays):
+    arrays["stowaway"] = np.zeros(3)
+
+
+def widen(header, arrays):
+    arrays[".event_scale.loc"] = np.zeros(3, np.float32)
+
+
+def other_class(header, arrays):
+    header["structure"]["event_scale"]["class"] = "os.system"
+
+
+def other_fields(header, arrays):
+    header["structure"]["hook"] = "print()"
+
+
+def other_root(header, arrays):
+    header["structure"] = {"class": "Affine", "bound": 5.0}
+    arrays.clear()
+    arrays["x"] = np.zeros(1)
+
+
+def other_base(header, arrays):
+    header["structure"]["base"] = {"class": "distribution", "name": "os", "arguments": {}}
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (later, "format version 3, this is 2: please upgrade"),
+        (drop, "does not fit its own structure: .event_scale.loc"),
+        (more, "does not fit its own structure: stowaway"),
+        (widen, r"event_scale.loc has shape \(3,\) and type float32, expected \(2,\)"),
+        (other_class, "event_scale holds an unknown kind 'os.system'"),
+        (other_fields, "does not fit a BijectorFlow: hook"),
+        (other_root, "does not fit its own structure: x"),
+        (other_base, "unknown distribution 'os'"),
+    ],
+)
+def test_files_that_do_not_fit_are_refused(saved, change, message):
+    rewrite(saved, change)
+    with pytest.raises(ValueError, match=message):
+        nm.load(saved)
+
+
+def test_foreign_and_damaged_files_are_refused(saved, tmp_path):
+    save_file({"a": np.zeros(2)}, tmp_path / "foreign")
+    with pytest.raises(ValueError, match="foreign was not written by numpyro_maf.save"):
+        nm.load(tmp_path / "foreign")
+    (tmp_path / "short").write_bytes(saved.read_bytes()[:-10])
+    (tmp_path / "pickle").write_bytes(pickle.dumps({"a": 1}))
+    (tmp_path / "empty").write_bytes(b"")
+    for name in ("short", "pickle", "empty"):
+        with pytest.raises(ValueError, match=name):
+            nm.load(tmp_path / name)
+    with pytest.raises(FileNotFoundError):
+        nm.load(tmp_path / "none")
+
+
+def test_the_file_is_safetensors_with_json(saved):
+    data = saved.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    structure = json.loads(header["__metadata__"]["numpyro_maf"])["structure"]
+    assert structure == codec.write(FLOWS["maf"](), {})
+    assert len(data) == 8 + size + 4 * sum(a.size for a in jax.tree.leaves(FLOWS["maf"]()))
+
+
+def test_what_is_not_learned_is_not_saved(tmp_path):
+    flow, context = FLOWS["maf-context"](), context_of(FLOWS["maf-context"])
+    for thing in (flow(context), {"a": flow}, 3):
+        with pytest.raises(TypeError, match="save takes a Flow"):
+            nm.save(tmp_path / "unused", thing)
