@@ -1,7 +1,7 @@
 # Copyright Contributors to the numpyro_maf project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""The atomic loss: a posterior from simulations whose parameters come from any proposal (APT).
+r"""The atomic loss: a posterior from simulations whose parameters come from any proposal (APT).
 
 Among A parameters drawn from a proposal, one of which made x, the probability that it was the i-th is
 

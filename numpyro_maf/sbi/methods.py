@@ -20,7 +20,7 @@ from numpyro_maf.rng import split
 from numpyro_maf.sbi.densities import log_prior, prior_draws
 from numpyro_maf.sbi.likelihoods import fit_likelihood
 from numpyro_maf.sbi.neural_posterior import fit_posterior
-from numpyro_maf.sbi.options import LikelihoodOptions, PosteriorOptions, RatioOptions
+from numpyro_maf.sbi.options import AtomicOptions, LikelihoodOptions, PosteriorOptions, RatioOptions
 from numpyro_maf.sbi.posterior import Posterior, Setting
 from numpyro_maf.sbi.preprocessing import Prepared
 from numpyro_maf.sbi.ratios import fit_ratio
@@ -53,7 +53,8 @@ class Method:
 
     who: ClassVar[str]  # for messages
     vectors: ClassVar[bool] = True  # whether to learn from unconstrained vectors, or from parameters
-    failures: ClassVar[str] = "exclude"
+    failures: ClassVar[str] = "exclude"  # what is done about failed simulations
+    excluding: ClassVar[str] = "exclude"  # what ``failures="exclude"`` means: an option of Prepared.of
     options: ClassVar[type]  # a TypedDict of the options that the method takes
 
     def propose(self, key, last, setting: Setting, count: int) -> Proposal:
@@ -125,15 +126,18 @@ class Truncated(Method):
 class Atomic(Method):
     """Draws of the posterior, and the atomic loss, which is right for any proposal (APT).
 
-    Greenberg, Nonnenmacher & Macke, *Automatic posterior transformation* (2019).
+    Greenberg, Nonnenmacher & Macke, *Automatic posterior transformation* (2019). Draws may lie where
+    simulations fail, which data without failures do not tell. So failures are errors; with
+    ``failures="exclude"`` the parameters of failed simulations are atoms too.
 
     :param atoms: number of parameters among which the posterior has to tell x's own.
     """
 
     atoms: int = 10
-    who: ClassVar[str] = "npe"
-    options: ClassVar[type] = PosteriorOptions
-    failures: ClassVar[str] = "keep"
+    who: ClassVar[str] = "APT"
+    failures: ClassVar[str] = "error"
+    excluding: ClassVar[str] = "keep"
+    options: ClassVar[type] = AtomicOptions
 
     def learn(self, key, prepared, observation, proposal, **options):
         atoms = 0 if proposal.source is None else self.atoms

@@ -10,7 +10,7 @@ from typing import Any
 
 from numpyro_maf.train.options import TrainOptions
 
-__all__ = ["GaussianOptions", "LikelihoodOptions", "PosteriorOptions", "RatioOptions"]
+__all__ = ["AtomicOptions", "GaussianOptions", "LikelihoodOptions", "PosteriorOptions", "RatioOptions"]
 
 
 class PosteriorOptions(TrainOptions, total=False):
@@ -23,6 +23,12 @@ class PosteriorOptions(TrainOptions, total=False):
     missing: bool
     weights: Any
     validation: Any
+
+
+class AtomicOptions(PosteriorOptions, total=False):
+    """Keywords of APT."""
+
+    failures: str
 
 
 class LikelihoodOptions(TrainOptions, total=False):

@@ -226,11 +226,13 @@ def next_round(
         raise KeyboardInterrupt
     sims = sims if last is None else last.sims.joined(sims)
     names = ("failures", "missing", "weights", "validation")
-    preparing = {name: options.pop(name) for name in names if name in options}
+    preparing = {"failures": method.failures} | {n: options.pop(n) for n in names if n in options}
+    if preparing["failures"] == "exclude":
+        preparing["failures"] = method.excluding
     prepared = Prepared.of(
         prepare_key, method.who, model, method.chosen(sims, simulations), tuple(observation),
         vectors=method.vectors, model_args=setting.args, model_kwargs=setting.kwargs,
-        **{"failures": method.failures, **preparing},
+        **preparing,
     )  # fmt: skip
     posterior, found, stopped = method.learn(
         learn_key, prepared, observation, proposal, progress=progress, **options

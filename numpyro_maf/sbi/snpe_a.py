@@ -5,8 +5,8 @@ r"""SNPE-A: mixtures of Gaussians of unconstrained vectors, divided by the Gauss
 
 Papamakarios & Murray (2016), section 2.4 and appendix C: simulations of a proposal
 :math:`\tilde p(\theta)` in place of the prior give :math:`\tilde p(\theta) p(x \mid \theta)`, so the
-posterior is that times :math:`p(\theta) / \tilde p(\theta)`. Uniform, normal and log-normal priors are Gaussian as
-vectors; of others their first two moments count.
+posterior is that times :math:`p(\theta) / \tilde p(\theta)`. Uniform, normal and log-normal priors are
+Gaussian as vectors; of others their first two moments count.
 """
 
 from __future__ import annotations
