@@ -14,14 +14,26 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from numpyro.infer import MCMC, NUTS, Predictive
+from scipy.special import logsumexp
 from scipy.stats import norm
 
 import numpyro_maf as nm
 from numpyro_maf import sbi
+from numpyro_maf.nn.embeddings import DeepSet
 from numpyro_maf.sbi import Simulations, Simulator
+from numpyro_maf.sbi.methods import Method, Proposal, Truncated
+from numpyro_maf.sbi.neural_posterior import fit_posterior
+from numpyro_maf.sbi.options import PosteriorOptions
+from numpyro_maf.sbi.preprocessing import Prepared
 
+pytestmark = pytest.mark.xdist_group("sbi")  # what was trained once serves all
+
+# Trainings share one compiled step: two latent and two observed numbers, up to 1024 rows, one size of batch.
+ROWS = 1000
 SMALL = partial(nm.maf, transforms=1, hidden=(16,))
-QUICK = dict(progress=False, max_epochs=40, learning_rate=3e-3, batch_size=256, average=0.9)
+QUICK = dict(progress=False, max_epochs=25, learning_rate=5e-3, batch_size=256, average=0.9)
+LEARN = QUICK | dict(builder=SMALL, regression=True)
+ONCE = LEARN | dict(max_epochs=1)
 X = np.array([0.6, -1.0])
 NOISE = 0.5
 
@@ -40,16 +52,16 @@ VARIANCE = NOISE**2 / (1 + NOISE**2)
 
 
 @cache
-def simulations(n=4000):
-    return nm.simulate(jax.random.key(0), gaussian, n, progress=False)
+def simulations(seed=0):
+    return nm.simulate(seed, gaussian, ROWS, progress=False)
 
 
 @cache
 def posterior():
-    return nm.npe(jax.random.key(1), gaussian, simulations(), builder=SMALL, regression=True, **QUICK)
+    return nm.npe(1, gaussian, simulations(), **LEARN)
 
 
-def assert_known(draws, x=X, mean=0.04, variance=0.03):
+def assert_known(draws, x=X, mean=0.07, variance=0.04):
     np.testing.assert_allclose(draws.mean(0), x / (1 + NOISE**2), atol=mean)
     np.testing.assert_allclose(np.cov(draws.T), VARIANCE * np.eye(2), atol=variance)
 
@@ -104,7 +116,7 @@ def test_simulations_are_those_of_the_model_and_repeatable():
     sims = simulations()
     assert set(sims) == {"theta", "x"} and sims.errors == {}
     np.testing.assert_allclose(np.std(sims["x"] - sims["theta"]), NOISE, atol=0.02)
-    again = nm.simulate(jax.random.key(0), gaussian, 4000, progress=False)
+    again = nm.simulate(jax.random.key(0), gaussian, ROWS, progress=False)
     np.testing.assert_array_equal(again["x"], sims["x"])
     given = nm.simulate(
         jax.random.key(0), gaussian, 3, given={"theta": 100 * np.ones((3, 2))}, progress=False
@@ -139,19 +151,21 @@ def test_all_failing_says_why():
         nm.simulate(jax.random.key(0), model, 4, executor=ThreadPoolExecutor(1), progress=False)
 
 
-def test_numbers_that_are_not_finite_are_failures():
-    def model():
-        theta = numpyro.sample("theta", dist.Normal())
-        numpyro.sample("x", Simulator(lambda key, t: jnp.sqrt(t), theta))
+def flaky(x=None):
+    theta = numpyro.sample("theta", dist.Normal(0, 1).expand([2]).to_event(1))
+    fails = lambda key, t: jnp.where(t[0] > 1, jnp.nan, noisy(key, t))  # noqa: E731
+    numpyro.sample("x", Simulator(fails, theta, event_shape=(2,)), obs=x)
 
-    sims = nm.simulate(jax.random.key(0), model, 100, progress=False)
-    np.testing.assert_array_equal(sims.failed, sims["theta"] < 0)
-    with pytest.warns(UserWarning, match=rf"leaves out {sims.failed.sum()} of 100"):
-        found = nm.npe(jax.random.key(0), model, sims, builder=SMALL, **(QUICK | {"max_epochs": 1}))
+
+def test_numbers_that_are_not_finite_are_failures():
+    sims = nm.simulate(0, flaky, ROWS, progress=False)
+    np.testing.assert_array_equal(sims.failed, sims["theta"][:, 0] > 1)
+    with pytest.warns(UserWarning, match=rf"npe leaves out {sims.failed.sum()} of {ROWS}"):
+        found = nm.npe(0, flaky, sims, **ONCE)
     assert found.excluded == sims.failed.sum()
     for learn in (nm.nle, nm.nre):
         with pytest.raises(ValueError, match="failures='exclude'"):
-            learn(jax.random.key(0), model, sims)
+            learn(0, flaky, sims)
 
 
 def test_process_pool_is_the_default_for_host_simulators():
@@ -251,17 +265,16 @@ def padded(x=None):
 
 
 def test_padding_by_the_simulator_is_no_failure():
-    sims = nm.simulate(jax.random.key(0), padded, 100, missing=("x",), progress=False)
+    sims = nm.simulate(0, padded, 100, missing=("x",), progress=False)
     assert not sims.errors and np.isnan(sims["x"]).any()
-    options = QUICK | dict(builder=SMALL, max_epochs=2)
-    found = nm.npe(jax.random.key(1), padded, sims, missing=True, **options)
+    found = nm.npe(1, padded, sims, missing=True, **ONCE)
     assert found.excluded == 0
     seen = {"x": np.array([0.5, 1.0, *[np.nan] * 4])}
-    count = found(seen).check_predictive(jax.random.key(0), lambda data: jnp.isnan(data["x"]).sum(), 200)
+    count = found(seen).check_predictive(0, lambda data: jnp.isnan(data["x"]).sum(), 200)
     np.testing.assert_allclose(
         count, 1 / 4, atol=0.1
     )  # all six lengths are as frequent, two as long or shorter
-    sbi.calibrate(jax.random.key(0), found, sims, num_samples=20)
+    sbi.calibrate(0, found, sims, num_samples=20)
 
 
 def several(a=None, b=None):
@@ -270,15 +283,103 @@ def several(a=None, b=None):
     numpyro.sample("b", dist.Normal(theta, 1), obs=b)
 
 
+# Preparation --------------------------------------------------------------------------------------
+
+
+def prepared(model, sims, observed, vectors=True, **options):
+    return Prepared.of(jax.random.key(0), "it", model, sims, observed, vectors=vectors, **options)
+
+
 def test_rows_count_if_any_of_several_sites_is_there():
-    sims = nm.simulate(jax.random.key(0), several, 60, progress=False)
+    sims = nm.simulate(0, several, 60, progress=False)
     shown = {**sims, "a": np.where(np.arange(60) % 2, np.nan, sims["a"])}
     shown["b"] = np.where(np.arange(60) % 4, shown["b"], np.nan)
-    options = QUICK | dict(builder=SMALL, max_epochs=1)
-    assert nm.npe(0, several, shown, ("a", "b"), missing=True, **options).excluded == 0
+    assert prepared(several, shown, ("a", "b"), missing=True).excluded == 0
     shown["a"][0] = np.nan  # now row 0 has nothing
     with pytest.warns(UserWarning, match="leaves out 1 of 60"):
-        nm.npe(0, several, shown, ("a", "b"), missing=True, **options)
+        assert prepared(several, shown, ("a", "b"), missing=True).excluded == 1
+
+
+def test_weights_masks_and_failures_are_filtered_together():
+    sims = nm.simulate(0, flaky, 100, progress=False)
+    weights, mask, good = np.arange(100.0), np.arange(100) % 5 == 0, ~sims.failed
+    with pytest.warns(UserWarning, match="leaves out"):
+        found = prepared(flaky, sims, "x", weights=weights, validation=mask)
+    np.testing.assert_allclose(found.weights * weights[good].max(), weights[good])
+    np.testing.assert_array_equal(found.held_out, mask[good])
+    np.testing.assert_array_equal(found.arrays[0], sims["x"][good])
+    np.testing.assert_allclose(found.theta, sims["theta"][good])
+    kept = prepared(flaky, sims, "x", failures="keep")
+    np.testing.assert_array_equal(kept.weights, good)
+    np.testing.assert_allclose(kept.theta, sims["theta"])  # all may be atoms
+    assert np.isfinite(kept.arrays[0]).all() and kept.excluded == sims.failed.sum()
+
+
+def plates(x=None):
+    theta = numpyro.sample("theta", dist.Normal(0, 1))
+    fails = lambda key, t: jnp.where(t > 1, jnp.nan, t + jax.random.normal(key))  # noqa: E731
+    with numpyro.plate("repeats", 3):
+        numpyro.sample("x", Simulator(fails, theta), obs=x)
+
+
+def test_rows_of_plates_have_the_weights_and_the_mask_of_their_simulation():
+    sims = nm.simulate(0, plates, 100, progress=False)
+    weights, mask, good = 1.0 + np.arange(100), np.arange(100) % 4 == 0, ~sims.failed
+    options = dict(weights=weights, validation=mask, failures="exclude")
+    with pytest.warns(UserWarning, match=f"leaves out {(~good).sum()} of 100"):
+        found = prepared(plates, sims, "x", vectors=False, **options)
+    np.testing.assert_array_equal(found.theta[:, 0], np.repeat(sims["theta"][good], 3))
+    np.testing.assert_array_equal(found.arrays[0], sims["x"][good].ravel())
+    np.testing.assert_allclose(found.weights * weights[good].max(), np.repeat(weights[good], 3))
+    np.testing.assert_array_equal(found.held_out, np.repeat(mask[good], 3))
+    with pytest.warns(UserWarning, match="leaves out"):  # a share holds out whole simulations
+        share = prepared(plates, sims, "x", vectors=False, failures="exclude").held_out.reshape(-1, 3)
+    assert (share == share[:, :1]).all() and share[:, 0].sum() == round(0.1 * good.sum())
+    few = dict(progress=False, max_epochs=1)
+    with pytest.warns(UserWarning, match="nle leaves out"):
+        assert nm.nle(0, plates, sims, builder=SMALL, regression=True, **options, **few).context == 1
+    with pytest.warns(UserWarning, match="nre leaves out"):
+        assert nm.nre(0, plates, sims, hidden=(8,), **options, **few).context == 1
+
+
+def test_weights_and_masks_are_checked():
+    learn = partial(prepared, gaussian, simulations(), "x")
+    for name, wrong, what in [
+        ("weights", np.ones(7), r"weights must be \(1000,\), one for each simulation, got float64 of shape"),
+        ("weights", -np.ones(ROWS), "weights must be not negative"),
+        ("validation", np.zeros(7, bool), r"validation must be \(1000,\), one for each simulation"),
+        ("validation", np.ones(ROWS, bool), "validation holds out every row"),
+        ("failures", "ignore", "failures must be"),
+    ]:
+        with pytest.raises(ValueError, match=what):
+            learn(**{name: wrong})
+
+
+def test_a_model_is_traced_once():
+    calls = []
+
+    def model(x=None):
+        calls.append(1)
+        gaussian(x)
+
+    prepared(model, simulations(), "x")
+    prepared(model, simulations(), "x", vectors=False)
+    assert len(calls) == 2
+
+
+def test_supports_that_depend_on_other_sites():
+    def model(x=None):
+        top = numpyro.sample("top", dist.Uniform(1, 2))
+        numpyro.sample("share", dist.Uniform(jnp.zeros(2), jnp.array([1.0, 3.0])).to_event(1))
+        numpyro.sample("below", dist.Uniform(0, top))
+        numpyro.sample("x", dist.Uniform(0, top), obs=x)
+
+    sims = nm.simulate(0, model, 50, progress=False)
+    with pytest.raises(ValueError, match="the support of site 'below' depends on other sites"):
+        prepared(model, sims, "x")
+    found = prepared(model, sims, "x", latent=["top", "share"])
+    np.testing.assert_array_equal(found.sites.supports[1].base_constraint.upper_bound, [1, 3])
+    assert found.supports["x"] is dist.constraints.real
 
 
 # Neural posteriors --------------------------------------------------------------------------------
@@ -288,8 +389,11 @@ def test_npe_finds_the_known_posterior_and_its_density():
     post = posterior()({"x": X})
     draws = np.asarray(post.sample(jax.random.key(0), (4000,))["theta"])
     assert_known(draws)
+    np.testing.assert_array_equal(post.sample(0, 4000)["theta"], draws)  # integers for key and shape
     exact = norm(X / (1 + NOISE**2), math.sqrt(VARIANCE)).logpdf(draws).sum(-1)
     np.testing.assert_allclose(post.log_prob({"theta": draws}).mean(), exact.mean(), atol=0.05)
+    bare = posterior()(X)
+    np.testing.assert_array_equal(bare.log_prob({"theta": draws[:3]}), post.log_prob({"theta": draws[:3]}))
 
 
 def test_many_observations_at_once():
@@ -298,7 +402,7 @@ def test_many_observations_at_once():
     assert draws.shape == (2000, 3, 2) and post.batch_shape == (3,)
     assert post.log_prob({"theta": draws}).shape == (2000, 3)
     for i, shift in enumerate([0, 1, -1]):
-        assert_known(np.asarray(draws[:, i]), X + shift, mean=0.08, variance=0.05)
+        assert_known(np.asarray(draws[:, i]), X + shift, mean=0.12, variance=0.06)
 
 
 def test_observations_unlike_all_simulations_warn():
@@ -311,20 +415,27 @@ def test_observations_unlike_all_simulations_warn():
 def bounded(x=None):
     scale = numpyro.sample("scale", dist.LogNormal(0, 0.5))
     share = numpyro.sample("share", dist.Uniform(2, 5))
-    numpyro.sample("x", dist.Normal(share, scale), obs=x)
+    numpyro.sample("x", dist.Normal(jnp.stack([share, -share]), scale).to_event(1), obs=x)
+
+
+@cache
+def bounded_posterior():
+    return nm.npe(1, bounded, nm.simulate(0, bounded, ROWS, progress=False), **LEARN)
 
 
 def test_draws_never_leave_the_support_and_the_density_integrates_to_one():
-    sims = nm.simulate(jax.random.key(0), bounded, 1000, progress=False)
-    found = nm.npe(jax.random.key(1), bounded, sims, builder=SMALL, latent=["share"], **QUICK)
-    post = found({"x": 2.0})
-    draws = post.sample(jax.random.key(0), (2000,))["share"]
-    assert ((draws > 2) & (draws < 5)).all()
-    grid = np.linspace(2, 5, 2003)[1:-1]
-    mass = np.exp(post.log_prob({"share": grid})).sum() * (grid[1] - grid[0])
-    np.testing.assert_allclose(mass, 1, atol=0.01)
+    post = bounded_posterior()({"x": np.array([2.0, -2.0])})
+    draws = post.sample(0, 2000)
+    assert ((draws["share"] > 2) & (draws["share"] < 5)).all() and (draws["scale"] > 0).all()
+    share, scale = np.meshgrid(np.linspace(2, 5, 203)[1:-1], np.linspace(0, 8, 803)[1:-1])
+    mass = np.exp(post.log_prob({"share": share, "scale": scale})).sum() * (3 / 202) * (8 / 802)
+    np.testing.assert_allclose(mass, 1, atol=0.02)
+    assert np.isfinite(post.log_prob({name: value[:3] for name, value in draws.items()})).all()
+    outside = {"scale": np.ones(3), "share": np.array([1.9, 3.0, 5.1])}
+    np.testing.assert_array_equal(np.isneginf(post.log_prob(outside)), [True, False, True])
+    assert np.isneginf(posterior()(X).log_prob({"theta": np.array([np.nan, 0.0])}))
     with pytest.raises(ValueError, match="latent must be some of"):
-        nm.npe(jax.random.key(1), bounded, sims, latent=["shape"])
+        nm.npe(1, bounded, nm.simulate(0, bounded, 20, progress=False), latent=["shape"])
 
 
 def mixed(x=None):
@@ -333,45 +444,43 @@ def mixed(x=None):
     numpyro.sample("x", dist.Normal(2.0 * kind + shift, 0.5), obs=x)
 
 
+@cache
+def mixed_posterior():
+    sims = nm.simulate(0, mixed, ROWS, progress=False)
+    return nm.npe(1, mixed, sims, builder=partial(nm.made, hidden=(32,)), **(QUICK | {"max_epochs": 60}))
+
+
 def test_discrete_and_mixed_parameters():
-    sims = nm.simulate(jax.random.key(0), mixed, 4000, progress=False)
-    builder = partial(nm.made, hidden=(32,))
-    found = nm.npe(jax.random.key(1), mixed, sims, builder=builder, **(QUICK | {"max_epochs": 60}))
-    post = found({"x": 1.5})
-    draws = post.sample(jax.random.key(0), (4000,))
+    post = mixed_posterior()({"x": 1.5})
+    draws = post.sample(0, 4000)
     assert jnp.issubdtype(draws["kind"].dtype, jnp.integer)
     known = np.array([0.2, 0.3, 0.5]) * norm(2 * np.arange(3), math.sqrt(1.25)).pdf(1.5)
     shares = np.bincount(np.asarray(draws["kind"]), minlength=3) / 4000
-    np.testing.assert_allclose(shares, known / known.sum(), atol=0.05)
-    total = sum(
-        np.exp(post.log_prob({"kind": np.full(4001, k), "shift": np.linspace(-8, 8, 4001)})).sum() * 0.004
-        for k in range(3)
-    )
+    np.testing.assert_allclose(shares, known / known.sum(), atol=0.08)
+    kind, shift = np.meshgrid(np.arange(3), np.linspace(-8, 8, 1001))
+    total = np.exp(post.log_prob({"kind": kind, "shift": shift})).sum() * 0.016
     np.testing.assert_allclose(total, 1, atol=0.01)
-    marginal = post.marginal(jax.random.key(1), "kind", num_samples=2000, max_epochs=20)
-    np.testing.assert_allclose(np.exp(marginal.log_prob({"kind": np.arange(3)})), shares, atol=0.05)
+    marginal = post.marginal(
+        1, "kind", num_samples=ROWS, builder=partial(nm.made, hidden=(8,)), max_epochs=20
+    )
+    np.testing.assert_allclose(np.exp(marginal.log_prob({"kind": np.arange(3)})), shares, atol=0.07)
 
 
-@pytest.mark.slow
+@cache
+def ensemble():
+    return nm.npe(1, gaussian, simulations(), ensemble=3, **LEARN)
+
+
 def test_ensembles_are_mixtures_and_tell_how_far_members_disagree():
-    found = nm.npe(jax.random.key(1), gaussian, simulations(500), builder=SMALL, ensemble=3, **QUICK)
-    post = found({"x": X})
-    assert found.members == 3
+    post = ensemble()({"x": X})
+    assert ensemble().members == len(ensemble().flows) == 3
     assert 0 <= post.disagreement(jax.random.key(0)) < 0.5
-    assert_known(np.asarray(post.sample(jax.random.key(0), (4000,))["theta"]), mean=0.15, variance=0.1)
+    draws = post.sample(0, 4000)
+    assert_known(np.asarray(draws["theta"]), mean=0.1, variance=0.06)
+    each = [flow(c).log_prob(draws["theta"]) for flow, c in zip(ensemble().flows, post.contexts)]
+    np.testing.assert_allclose(post.log_prob(draws), logsumexp(each, 0) - math.log(3), atol=1e-4)
     with pytest.raises(ValueError, match="needs an ensemble"):
         posterior()({"x": X}).disagreement(jax.random.key(0))
-
-
-def test_densities_end_at_the_supports():
-    post = posterior()({"x": X})
-    assert np.isneginf(post.log_prob({"theta": np.array([np.nan, 0.0])}))
-    sims = nm.simulate(jax.random.key(0), bounded, 100, progress=False)
-    found = nm.npe(0, bounded, sims, builder=SMALL, **(QUICK | {"max_epochs": 1}))({"x": 2.0})
-    draws = found.sample(jax.random.key(0), (3,))
-    assert np.isfinite(found.log_prob(draws)).all()
-    outside = draws | {"share": np.array([1.9, 3.0, 5.1])}
-    np.testing.assert_array_equal(np.isneginf(found.log_prob(outside)), [True, False, True])
 
 
 def test_observations_of_other_shapes_and_signs_are_refused():
@@ -379,7 +488,7 @@ def test_observations_of_other_shapes_and_signs_are_refused():
         posterior()({"x": np.zeros((1, 1))})
     with pytest.raises(ValueError, match="'x' must have a shape that ends in"):
         ratio()(np.zeros(2), np.zeros(1))
-    made = barely()
+    made = sets()
     with pytest.raises(ValueError, match="'x' must be positive, got -1.0"):
         made({"x": np.array([1.0, 2.0, -1.0]), "y": 0.0})
     zeros = made({"x": np.array([1.0, 2.0, 0.0]), "y": 0.0}, warn=False)
@@ -387,27 +496,41 @@ def test_observations_of_other_shapes_and_signs_are_refused():
 
 
 def test_what_is_integrated_out_is_not_scored():
-    sims = nm.simulate(jax.random.key(0), mixed, 100, progress=False)
-    options = QUICK | dict(builder=SMALL, max_epochs=1, latent=["shift"])
-    post = nm.npe(0, mixed, sims, **options)({"x": 1.0})
+    sims = nm.simulate(0, bounded, ROWS, progress=False)
+    options = ONCE | dict(latent=["share"])
+    post = nm.npe(0, bounded, sims, **options)({"x": np.array([2.0, -2.0])}, warn=False)
     for use in (post.importance, post.nuts):
-        with pytest.raises(ValueError, match=r"the posterior is not of \['kind'\]"):
+        with pytest.raises(ValueError, match=r"the posterior is not of \['scale'\]"):
             use(jax.random.key(0))
     with pytest.raises(ValueError, match="leave out latent="):
-        nm.snpe(0, mixed, {"x": 1.0}, simulations=100, **options)
+        nm.snpe(0, bounded, {"x": np.ones(2)}, simulations=100, **options)
 
 
 def test_npe_names_what_is_wrong():
-    with pytest.raises(ValueError, match=r"weights must be \(4000,\), one for each simulation, got \(7,\)"):
-        nm.npe(jax.random.key(0), gaussian, simulations(), weights=np.ones(7))
     with pytest.raises(ValueError, match="observed site 'y'"):
-        nm.npe(jax.random.key(0), gaussian, simulations(), observed=("y",))
+        nm.npe(0, gaussian, simulations(), observed=("y",))
     with pytest.raises(ValueError, match="lack the latent sites"):
-        nm.npe(jax.random.key(0), gaussian, {"x": simulations()["x"]})
+        nm.npe(0, gaussian, {"x": simulations()["x"]})
     with pytest.raises(ValueError, match="needs the sites"):
         posterior()({"y": X})
     with pytest.raises(ValueError, match="'x' is not finite"):
         posterior()({"x": X * np.nan})
+    with pytest.raises(TypeError, match=r"dictionary of the sites \['x', 'y'\]"):
+        sets()(X)
+    with pytest.raises(TypeError, match="key must be an integer or"):
+        posterior()(X).sample("seed")
+    with pytest.raises(TypeError, match="sample_shape must be"):
+        posterior()(X).sample(0, 1.5)
+
+
+def test_options_that_are_none_name_the_function_and_the_nearest():
+    for learn in (nm.npe, nm.nle, nm.nre):
+        with pytest.raises(TypeError, match=f"{learn.__name__} got an unknown option 'epochs'.*'max_epochs'"):
+            learn(0, gaussian, simulations(), epochs=3)
+    with pytest.raises(TypeError, match="snpe got an unknown option 'embeding'.*'embedding'"):
+        nm.snpe(0, gaussian, {"x": X}, embeding=(4, 2))
+    with pytest.raises(TypeError, match="snpe got an unknown option 'ensemble'"):
+        nm.snpe(0, gaussian, {"x": X}, method="a", ensemble=2)
 
 
 def pair(x=None, y=None):
@@ -417,19 +540,16 @@ def pair(x=None, y=None):
     numpyro.sample("y", dist.Normal(theta[0], 1), obs=y)
 
 
-def barely(ensemble=1, embedding=None, missing=False):
+@cache
+def sets():
     """Of mixed sites and two observed ones, hardly trained."""
-    sims = nm.simulate(jax.random.key(0), pair, 100, progress=False)
-    options = QUICK | dict(builder=partial(nm.made, hidden=(8,)), max_epochs=1, embedding=embedding)
-    return nm.npe(jax.random.key(1), pair, sims, ("x", "y"), ensemble=ensemble, missing=missing, **options)
+    sims = nm.simulate(0, pair, 100, progress=False)
+    embedding = {"x": DeepSet(4, (8,)), "y": (4, 2)}
+    options = QUICK | dict(builder=partial(nm.made, hidden=(8,)), max_epochs=1)
+    return nm.npe(1, pair, sims, ("x", "y"), missing=True, embedding=embedding, **options)
 
 
-LEARNED = {
-    "flow": posterior,
-    "made": barely,
-    "ensemble of sets": lambda: barely(2, {"x": nm.embeddings.DeepSet(4, (8,)), "y": (4, 2)}, True),
-    "attention": lambda: barely(1, {"x": nm.embeddings.Attention(2, 4, 1, 1)}),
-}
+LEARNED = {"flow": posterior, "ensemble": ensemble, "sets": sets}
 
 
 @pytest.mark.parametrize("name", LEARNED)
@@ -437,8 +557,8 @@ def test_files_give_equal_posteriors(name, tmp_path):
     before = LEARNED[name]()
     nm.save(tmp_path / "posterior", before)
     after = nm.load(tmp_path / "posterior")
-    assert after.spec == before.spec
-    seen = {"x": X} if name == "flow" else {"x": np.array([1.0, 2.0, 0.5]), "y": 1.0}
+    assert repr(after) == repr(before)
+    seen = {"x": np.array([1.0, 2.0, 0.5]), "y": 1.0} if name == "sets" else {"x": X}
     posts = [made(seen) for made in (before, after)]
     draws = [post.sample(jax.random.key(0), (5,)) for post in posts]
     jax.tree.map(np.testing.assert_array_equal, *draws)
@@ -462,25 +582,22 @@ def test_models_are_given_back_to_posteriors_from_files(tmp_path):
 
 def test_networks_of_other_libraries_stay_out_of_files(tmp_path):
     linen = pytest.importorskip("flax.linen")
-    found = barely(1, {"x": linen.Dense(2)})
-    with pytest.raises(TypeError, match="a network of type Dense cannot be described in a file"):
+    two = dict(zip(("theta", "x"), np.random.default_rng(0).normal(size=(2, 20, 2))))
+    found = nm.npe(0, gaussian, two, embedding=linen.Dense(2), builder=SMALL, max_epochs=1, progress=False)
+    with pytest.raises(TypeError, match="a value of type Dense cannot be written to a file"):
         nm.save(tmp_path / "posterior", found)
 
 
-@pytest.mark.slow
 def test_maps_marginals_and_conditionals_by_name():
-    post = posterior()({"x": X})
-    np.testing.assert_allclose(post.map(jax.random.key(0))["theta"], X / (1 + NOISE**2), atol=0.05)
-    sims = nm.simulate(jax.random.key(0), bounded, 2000, progress=False)
-    found = nm.npe(jax.random.key(1), bounded, sims, builder=SMALL, regression=False, **QUICK)({"x": 3.0})
-    marginal = found.marginal(jax.random.key(0), "share", num_samples=500, builder=SMALL, max_epochs=3)
+    found = bounded_posterior()({"x": np.array([3.0, -3.0])})
+    options = dict(num_samples=ROWS, builder=SMALL, max_epochs=2)
+    marginal = found.marginal(0, "share", **options)
     assert marginal.sample(jax.random.key(0), (5,)).keys() == {"share"}
-    given = found.conditional(jax.random.key(0), {"scale": 0.3}, 50)
+    given = found.conditional(0, {"scale": 0.3}, 50)
     np.testing.assert_allclose(given["scale"], 0.3, rtol=1e-4)
-    assert given["share"].shape == (50,) and np.ptp(given["share"]) > 0.1
-    at = found.map(jax.random.key(0))
-    densities = found.log_prob(found.sample(jax.random.key(2), (200,)))
-    assert found.log_prob(at) >= densities.max() - 1e-3
+    assert given["share"].shape == (50,) and np.ptp(given["share"]) > 0.05
+    at, draws = found.map(0, steps=100), found.sample(2, 1000)
+    assert found.log_prob(at) >= found.log_prob(draws).max() - 1e-3
 
 
 def known(x=None):
@@ -490,8 +607,7 @@ def known(x=None):
 
 @cache
 def tractable():
-    sims = nm.simulate(jax.random.key(0), known, 4000, progress=False)
-    return nm.npe(jax.random.key(1), known, sims, builder=SMALL, regression=True, **QUICK)({"x": X})
+    return nm.npe(1, known, nm.simulate(0, known, ROWS, progress=False), **LEARN)({"x": X})
 
 
 EVIDENCE = norm(0, math.sqrt(1 + NOISE**2)).logpdf(X).sum()
@@ -537,8 +653,8 @@ def groups(x=None):
 
 @cache
 def likelihood():
-    sims = nm.simulate(jax.random.key(0), groups, 400, progress=False)
-    return nm.nle(jax.random.key(1), groups, sims, builder=SMALL, regression=True, **QUICK)
+    sims = nm.simulate(0, groups, 60, progress=False)  # 900 rows
+    return nm.nle(1, groups, sims, **LEARN)
 
 
 def test_likelihoods_are_flows_of_the_simulators_own_parameters():
@@ -573,19 +689,18 @@ def test_likelihoods_of_other_sites_take_all_latents_and_keep_the_support():
         a = numpyro.sample("a", dist.Normal(0, 1))
         numpyro.sample("x", dist.LogNormal(a, 0.5), obs=x)
 
-    sims = nm.simulate(jax.random.key(0), positive, 2000, progress=False)
-    flow = nm.nle(jax.random.key(1), positive, sims, builder=SMALL, regression=True, **QUICK)
+    sims = nm.simulate(0, positive, ROWS, progress=False)
+    flow = nm.nle(1, positive, sims, **LEARN)
     grid = np.linspace(0.01, 8, 400)
-    found = np.exp(flow(jnp.array([2.0, 0.3])).log_prob(grid[:, None]))  # b first: the model's order
-    np.testing.assert_allclose(found, np.exp(dist.LogNormal(0.3, 0.5).log_prob(grid)), atol=0.08)
-    model = nm.learned(positive, {"x": flow})
-    run = numpyro.handlers.trace(numpyro.handlers.seed(model, 0)).get_trace()
+    found = np.exp(flow(jnp.array([1.0, 0.3])).log_prob(grid[:, None]))  # b first: the model's order
+    np.testing.assert_allclose(found, np.exp(dist.LogNormal(0.3, 0.5).log_prob(grid)), atol=0.1)
+    run = numpyro.handlers.trace(numpyro.handlers.seed(nm.learned(positive, {"x": flow}), 0)).get_trace()
     assert run["x"]["value"] > 0 and jnp.shape(run["x"]["value"]) == ()
 
 
 @cache
 def ratio():
-    return nm.nre(jax.random.key(0), gaussian, simulations(), hidden=(32, 32), **QUICK)
+    return nm.nre(0, gaussian, simulations(), hidden=(32, 32), **QUICK)
 
 
 def test_ratios_are_those_of_likelihood_and_evidence():
@@ -595,18 +710,17 @@ def test_ratios_are_those_of_likelihood_and_evidence():
     evidence = norm(0, math.sqrt(1 + NOISE**2)).logpdf(x).sum(-1)
     exact = norm(theta, NOISE).logpdf(x).sum(-1) - evidence
     found = np.asarray(ratio()(theta, x))
-    assert np.corrcoef(found, exact)[0, 1] > 0.9
-    np.testing.assert_allclose(found.mean(), exact.mean(), atol=0.15)
+    assert np.corrcoef(found, exact)[0, 1] > 0.85
+    np.testing.assert_allclose(found.mean(), exact.mean(), atol=0.25)
 
 
 def test_likelihoods_among_several_data_sites():
-    sims = nm.simulate(jax.random.key(0), several, 2000, progress=False)
-    options = QUICK | dict(builder=SMALL, regression=True)
-    found = {name: nm.nle(0, several, sims, name, latent=["theta"], **options) for name in ("a", "b")}
+    sims = nm.simulate(0, several, ROWS, progress=False)
+    found = {name: nm.nle(0, several, sims, name, latent=["theta"], **LEARN) for name in ("a", "b")}
     post = nm.smc(0, several, {"a": 1.0, "b": 2.0}, found, num_particles=2000, progress=False)
-    draws = post.sample(jax.random.key(0), (2000,))["theta"]
-    np.testing.assert_allclose([draws.mean(), draws.std()], [1.0, math.sqrt(1 / 3)], atol=0.1)
-    both = nm.nre(0, several, sims, ("a", "b"), **(QUICK | {"max_epochs": 1}))
+    draws = post.sample(0, 2000)["theta"]
+    np.testing.assert_allclose([draws.mean(), draws.std()], [1.0, math.sqrt(1 / 3)], atol=0.12)
+    both = nm.nre(0, several, sims, ("a", "b"), hidden=(8,), **(QUICK | {"max_epochs": 1}))
     with pytest.raises(ValueError, match=r"a ratio of several sites, \['a', 'b'\], stands at none"):
         nm.learned(several, {"a": both})
     with pytest.raises(ValueError, match="lie on the edge of its support"):
@@ -622,7 +736,7 @@ def test_ratios_of_simulators_whose_batch_is_an_event():
     sims = nm.simulate(jax.random.key(0), model, 100, progress=False)
     options = QUICK | dict(max_epochs=1, hidden=(8,))
     assert nm.nre(0, model, sims, **options)(np.zeros((5, 1)), np.zeros(5)).shape == (5,)
-    with pytest.raises(ValueError, match=r"weights must be \(400,\)"):
+    with pytest.raises(ValueError, match=r"weights must be \(100,\)"):
         nm.nre(0, model, sims, weights=np.ones(3), **options)
     with pytest.raises(ValueError, match="10 contrasts need a batch_size of 20 or more"):
         nm.nre(0, model, sims, **(options | {"batch_size": 8}))
@@ -633,7 +747,7 @@ def test_files_give_equal_ratios(tmp_path):
     loaded = nm.load(tmp_path / "ratio")
     theta = jnp.array([[0.1, 0.2], [1.0, -1.0]])
     np.testing.assert_array_equal(loaded(theta, X), ratio()(theta, X))
-    assert loaded.spec == ratio().spec
+    assert repr(loaded) == repr(ratio())
 
 
 def test_learned_refuses_what_does_not_fit():
@@ -666,45 +780,99 @@ def test_smc_finds_both_modes_and_the_evidence():
 
 
 METHODS = {
-    "truncated": partial(nm.snpe, method="truncated", builder=SMALL, regression=True),
-    "c": partial(nm.snpe, method="c", builder=SMALL, regression=True),
-    "a": partial(nm.snpe, method="a", components=1),
-    "nle": partial(nm.snle, builder=SMALL, regression=True, num_particles=2000),
-    "nre": partial(nm.snre, hidden=(32, 32), num_particles=2000),
+    "truncated": partial(nm.snpe, method="truncated", **LEARN),
+    "c": partial(nm.snpe, method="c", **LEARN),
+    "a": partial(nm.snpe, method="a", components=1, **QUICK),
+    "nle": partial(nm.snle, num_particles=2000, **LEARN),
+    "nre": partial(nm.snre, hidden=(32, 32), num_particles=2000, **QUICK),
 }
 
 
-@pytest.mark.slow
+@cache
+def rounds(method):
+    return METHODS[method](0, gaussian, {"x": X}, rounds=2, simulations=500)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_rounds_find_the_known_posterior(method):
-    found = METHODS[method](jax.random.key(0), gaussian, {"x": X}, rounds=2, simulations=1000, **QUICK)
-    assert [len(r.sims["x"]) for r in found.rounds] == [1000, 2000]
-    assert all(r.leakage < 0.05 and r.effective >= 1 for r in found.rounds)
+    found = rounds(method)
+    assert [len(r.sims["x"]) for r in found.rounds] == [500, 1000]
+    assert all(r.leakage < 0.05 and r.effective >= 1 and not r.stopped for r in found.rounds)
     assert found.rounds[1].effective > 2 * found.rounds[0].effective or method in ("truncated", "a")
     exact = method in ("truncated", "nle")  # others divide by the proposal, or tell parameters apart
-    wide = dict(mean=0.1, variance=0.05) if exact else dict(mean=0.15, variance=0.1)
-    assert_known(np.asarray(found.sample(jax.random.key(0), (2000,))["theta"]), **wide)
-    assert "round 2: 2000 simulations" in str(found)
+    wide = dict(mean=0.12, variance=0.06) if exact else dict(mean=0.2, variance=0.12)
+    assert_known(np.asarray(found.sample(0, 2000)["theta"]), **wide)
+    assert "round 2: 1000 simulations" in str(found)
     if method == "truncated":
         first, second = found.rounds
-        fresh = {"theta": second.sims["theta"][1000:]}
+        fresh = {"theta": second.sims["theta"][500:]}
         assert second.acceptance < 0.8
         assert (first.posterior.log_prob(fresh) >= second.threshold - 1e-3).all()
 
 
-def squared(x=None):
-    t = numpyro.sample("t", dist.Normal(0, 1))
-    numpyro.sample("x", dist.Normal(t**2, 0.1), obs=x)
+class Again(Method):
+    """Draws of the prior once more; what is learned is an ensemble of one."""
+
+    who, options = "again", PosteriorOptions
+
+    def propose(self, key, last, setting, count):
+        return Proposal()
+
+    def learn(self, key, prepared, observation, proposal, **options):
+        found = fit_posterior(key, prepared, **options)
+        return found(observation), found, bool(found.losses.stopped)
+
+
+def test_methods_are_objects():
+    found = nm.snpe(0, gaussian, {"x": X}, rounds=2, simulations=200, method=Again(), **ONCE)
+    first, second = found.rounds
+    assert second.acceptance == 1 and abs(second.sims["theta"][200:].std() - 1) < 0.1
+    wide, narrow = (
+        sbi.next_round(0, gaussian, {"x": X}, (first,), 200, method, **ONCE)
+        for method in (Truncated(epsilon=1e-6), Truncated(epsilon=0.5))
+    )
+    assert narrow.acceptance < 0.5 * wide.acceptance and narrow.threshold > wide.threshold
+    with pytest.raises(ValueError, match=r"Atomic takes no \['epsilon'\]"):
+        sbi.next_round(0, gaussian, {"x": X}, (), 100, "c", epsilon=0.1)
+    with pytest.raises(ValueError, match="method must be one of"):
+        nm.snpe(0, gaussian, {"x": X}, method="b")
+    with pytest.raises(TypeError, match="observation must be a dictionary by site"):
+        nm.snpe(0, gaussian, X)
+
+
+def test_atoms_may_be_parameters_whose_simulations_failed():
+    options = dict(rounds=2, simulations=500, method="c", **LEARN)
+    with pytest.raises(ValueError, match=r"without them APT learns .* failures='exclude'"):
+        nm.snpe(0, flaky, {"x": np.array([0.8, 0.0])}, **options)
+    found = nm.snpe(0, flaky, {"x": np.array([0.8, 0.0])}, failures="exclude", **options)
+    assert found.rounds[0].learned.excluded == len(found.rounds[0].sims.errors) > 50
+    draws = np.asarray(found.sample(0, 2000)["theta"])
+    assert (draws[:, 0] > 1).mean() < 0.2  # of the posterior without failures it is 0.21
+
+
+def test_rounds_stop_after_a_stopped_training_and_keep_the_complete_ones():
+    options = dict(rounds=3, simulations=200, **ONCE)
+    with pytest.warns(UserWarning, match="interrupted: keeping 1 of 3 rounds"):
+        found = nm.snpe(0, gaussian, {"x": X}, callback=lambda state: True, **options)
+    assert found.rounds[0].stopped and found.last.neural.losses.stopped == "callback"
+    calls = []
+
+    def later(state):
+        calls.append(state)
+        return len(calls) == 2
+
+    with pytest.warns(UserWarning, match="interrupted: keeping 1 of 3 rounds"):
+        found = nm.snpe(0, gaussian, {"x": X}, callback=later, **options)
+    assert len(calls) == 2 and [r.stopped for r in found.rounds] == [False]
 
 
 def test_effective_draws_are_weighed_by_what_they_were_drawn_from():
-    options = dict(method="a", rounds=2, simulations=300, max_epochs=5, progress=False)
-    before, last = nm.snpe(0, squared, {"x": 1.0}, **options).rounds
-    new = {"t": last.sims["t"][-300:]}
+    before, last = rounds("a").rounds
+    new = {"theta": last.sims["theta"][-500:]}
     weights = np.exp(last.posterior.log_prob(new) - before.posterior.merged.log_prob(new))
     np.testing.assert_allclose(last.effective, weights.sum() ** 2 / (weights**2).sum(), rtol=1e-3)
     with pytest.raises(ValueError, match=r"one observation, got a batch of shape \(2,\)"):
-        last.learned({"x": np.ones(2)})
+        last.learned({"x": np.ones((2, 2))})
 
 
 def counted(x=None):
@@ -717,22 +885,32 @@ def test_smc_takes_discrete_data():
     np.testing.assert_allclose(post.sample(jax.random.key(0), (2000,))["p"].mean(), 5 / 14, atol=0.02)
 
 
-def test_rounds_name_their_methods():
-    with pytest.raises(ValueError, match=r"takes no \['ensemble'\]"):
-        nm.snpe(0, gaussian, {"x": X}, method="a", ensemble=2)
-    with pytest.raises(ValueError, match="method must be one of"):
-        nm.snpe(jax.random.key(0), gaussian, {"x": X}, method="b")
-
-
 # Calibration --------------------------------------------------------------------------------------
 
 
 def test_calibration_of_many_posteriors_in_one_call(tmp_path):
     from numpyro_maf import plots
 
-    sims = nm.simulate(jax.random.key(9), gaussian, 300, progress=False)
-    found = sbi.calibrate(jax.random.key(0), posterior(), sims, num_samples=200)
+    sims = nm.simulate(9, gaussian, 300, progress=False)
+    found = sbi.calibrate(0, posterior(), sims, num_samples=200)
     assert found.sbc.ranks.shape == (300, 2) and found.sbc.names == ("theta[0]", "theta[1]")
     assert found.verdict.count("no miscalibration") == 3
     plots.calibration(found, path=tmp_path / "calibration.png", title="known")
     assert (tmp_path / "calibration.png").stat().st_size > 10_000
+
+
+def test_everything_is_shown_in_a_few_lines():
+    post = posterior()(X)
+    found = sbi.calibrate(0, posterior(), nm.simulate(9, gaussian, 30, progress=False), num_samples=50)
+    shown = [
+        nm.simulate(0, flaky, 20, progress=False), posterior(), post, ensemble(), posterior()(X[None]),
+        ratio(), post.surprise, rounds("nle").last, rounds("a"), rounds("a").last, rounds("a").rounds[0],
+        found,
+    ]  # fmt: skip
+    for it in shown:
+        lines = repr(it).splitlines()
+        assert len(repr(it)) < 400 and 1 <= len(lines) <= 6, it
+        assert lines[0].startswith(type(it).__name__)
+        assert it._repr_html_().startswith("<pre>")
+    assert found.sbc.verdict in repr(found).replace("...", found.sbc.verdict)
+    assert post.surprise.verdict[:40] in repr(post)

@@ -34,6 +34,9 @@ class Calibration(Described):
         """Ranks, regions, and balls about random points, a line each."""
         return f"ranks: {self.sbc}\nregions: {self.coverage}\nrandom points: {self.tarp}"
 
+    def __str__(self):
+        return self.verdict
+
     def _describe(self):
         return ["Calibration", *self.verdict.splitlines()]
 

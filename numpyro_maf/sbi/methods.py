@@ -48,6 +48,7 @@ class Proposal:
     acceptance: float = 1.0
 
 
+@dataclass(frozen=True)
 class Method:
     """How rounds propose parameters, and what they learn from simulations of these (abstract)."""
 

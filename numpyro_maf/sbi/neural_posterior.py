@@ -35,6 +35,7 @@ from numpyro_maf.sbi.atomic import AtomicLoss
 from numpyro_maf.sbi.options import PosteriorOptions
 from numpyro_maf.sbi.posterior import Posterior, Setting, columns_of
 from numpyro_maf.sbi.preprocessing import Losses, Prepared
+from numpyro_maf.sbi.simulations import with_shapes
 from numpyro_maf.sbi.surprises import Surprise, typical_of
 from numpyro_maf.sbi.views import Summary, View
 from numpyro_maf.train.data import scaling
@@ -105,13 +106,16 @@ class NeuralPosterior(Described):
 
     def _describe(self):
         seen, losses = ", ".join(self.view.names), self.losses
-        sites = ", ".join(f"{n} {shape}" for n, shape in zip(self.sites.names, self.sites.shapes))
-        networks = [type(e).__name__ for e in self.summary.embeddings if e is not None]
+        sites = with_shapes(dict(zip(self.sites.names, self.sites.shapes)))
+        own = [e for e in self.summary.embeddings if e is not None]
+        networks = ["MLP" if isinstance(e, tuple) else type(e).__name__ for e in own]
+        made = "flows made by hand" if self.flows.recipe is None else self.flows.recipe.call
         lines = [
             f"NeuralPosterior of {sites} given {seen}: call it with an observation",
-            f"{self.members} flow{'s' if self.members > 1 else ''} of {self.sites.width} numbers"
-            + (f", networks {', '.join(networks)}" if networks else ""),
+            f"{self.members} x {made}" if self.members > 1 else made,
         ]
+        if networks:
+            lines.append(f"networks: {', '.join(networks)}")
         lines += losses.lines
         if self.excluded:
             lines.append(f"{self.excluded:,} simulations failed and were left out")

@@ -6,11 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypedDict
 
 from numpyro_maf.train.options import TrainOptions
 
-__all__ = ["AtomicOptions", "GaussianOptions", "LikelihoodOptions", "PosteriorOptions", "RatioOptions"]
+__all__ = [
+    "AtomicOptions", "GaussianOptions", "LikelihoodOptions", "PosteriorOptions", "RatioOptions",
+    "SnleOptions", "SnpeOptions", "SnreOptions",
+]  # fmt: skip
 
 
 class PosteriorOptions(TrainOptions, total=False):
@@ -61,3 +64,26 @@ class GaussianOptions(TrainOptions, total=False):
     embedding: Any
     missing: bool
     validation: Any
+
+
+class _RoundOptions(TypedDict, total=False):
+    """Keywords of :func:`next_round` itself."""
+
+    executor: Any
+    timeout: float | None
+    model_args: tuple[Any, ...]
+    model_kwargs: dict[str, Any] | None
+    epsilon: float
+    num_particles: int
+
+
+class SnpeOptions(AtomicOptions, GaussianOptions, _RoundOptions, total=False):
+    """Keywords of :func:`~numpyro_maf.snpe`; each method takes some of them."""
+
+
+class SnleOptions(LikelihoodOptions, _RoundOptions, total=False):
+    """Keywords of :func:`~numpyro_maf.snle`."""
+
+
+class SnreOptions(RatioOptions, _RoundOptions, total=False):
+    """Keywords of :func:`~numpyro_maf.snre`."""

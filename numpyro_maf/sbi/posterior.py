@@ -30,7 +30,7 @@ from numpyro_maf.inference.sites import Sites
 from numpyro_maf.inference_data import to_arviz
 from numpyro_maf.pytrees import Described
 from numpyro_maf.rng import as_key, split
-from numpyro_maf.sbi.simulations import Simulations, simulate
+from numpyro_maf.sbi.simulations import Simulations, simulate, with_shapes
 from numpyro_maf.traces import latent_names
 from numpyro_maf.train.likelihood import fit
 
@@ -88,7 +88,7 @@ class Posterior(Described):
 
     def _about(self) -> str:
         """The sites, for a line of the representation."""
-        sites = ", ".join(f"{n} {shape}" for n, shape in zip(self.sites.names, self.sites.shapes))
+        sites = with_shapes(dict(zip(self.sites.names, self.sites.shapes)))
         batch = f", a batch of {self.batch_shape}" if self.batch_shape else ""
         return f"of {sites} given {', '.join(self.observation)}{batch}"
 

@@ -20,7 +20,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Unpack
 
 import jax.numpy as jnp
 import numpy as np
@@ -31,6 +31,7 @@ from numpyro_maf.pytrees import Described
 from numpyro_maf.rng import as_key, as_shape, split
 from numpyro_maf.sbi.densities import log_prior
 from numpyro_maf.sbi.methods import Atomic, Likelihood, Method, Proposal, RatioBased, Truncated
+from numpyro_maf.sbi.options import SnleOptions, SnpeOptions, SnreOptions
 from numpyro_maf.sbi.posterior import Posterior, Setting
 from numpyro_maf.sbi.preprocessing import Prepared
 from numpyro_maf.sbi.simulations import Simulations, simulate
@@ -125,7 +126,7 @@ def snpe(
     rounds: int = 10,
     simulations: int = 1000,
     method: str | Method = "truncated",
-    **options,
+    **options: Unpack[SnpeOptions],
 ) -> Sequential:
     """Learn the posterior given one observation in rounds of simulations.
 
@@ -149,14 +150,26 @@ def snpe(
 
 
 def snle(
-    key, model: Callable, observation: dict[str, Any], *, rounds: int = 10, simulations: int = 1000, **options
+    key,
+    model: Callable,
+    observation: dict[str, Any],
+    *,
+    rounds: int = 10,
+    simulations: int = 1000,
+    **options: Unpack[SnleOptions],
 ) -> Sequential:
     """As :func:`snpe`, learning the likelihood of the one observed site; draws come from :func:`smc`."""
     return _rounds("snle", key, model, observation, rounds, simulations, "nle", options)
 
 
 def snre(
-    key, model: Callable, observation: dict[str, Any], *, rounds: int = 10, simulations: int = 1000, **options
+    key,
+    model: Callable,
+    observation: dict[str, Any],
+    *,
+    rounds: int = 10,
+    simulations: int = 1000,
+    **options: Unpack[SnreOptions],
 ) -> Sequential:
     """As :func:`snpe`, learning the ratio of likelihood and evidence; draws come from :func:`smc`."""
     return _rounds("snre", key, model, observation, rounds, simulations, "nre", options)
@@ -164,7 +177,8 @@ def snre(
 
 def _rounds(who, key, model, observation, rounds, simulations, method, options):
     settings = {name: options.pop(name) for name in ("epsilon", "num_particles") if name in options}
-    method, done = _method(method, **settings), ()
+    method = _method(method, **settings)
+    done: tuple[Round, ...] = ()
     _check(who, method, options)
     for i, round_key in enumerate(split(as_key(key), rounds), 1):
         now = method if i == rounds else method.early(simulations)

@@ -32,7 +32,7 @@ from numpyro_maf.sbi.host import INTERRUPTED, Host
 from numpyro_maf.sbi.simulator import is_traceable, parameters
 from numpyro_maf.sbi.store import Folder, Memory, digest
 
-__all__ = ["Simulations", "runs", "simulate"]
+__all__ = ["Simulations", "runs", "simulate", "traced", "with_shapes"]
 
 CHUNK = 10_000
 
@@ -77,8 +77,8 @@ class Simulations(Described, dict):
 
     def _describe(self):
         rows = len(self.failed)
-        shapes = ", ".join(f"{name} {np.shape(value)[1:]}" for name, value in self.items())
-        lines = [f"Simulations: {rows:,} rows{', interrupted' if self.stopped else ''}", f"sites: {shapes}"]
+        sites = with_shapes({name: np.shape(value)[1:] for name, value in self.items()})
+        lines = [f"Simulations: {rows:,} rows of {sites}{', interrupted' if self.stopped else ''}"]
         if self.errors:
             first = min(self.errors)
             lines.append(f"{len(self.errors):,} failed, the first, row {first}, with: {self.errors[first]}")
@@ -88,6 +88,11 @@ class Simulations(Described, dict):
     def open(cls, store) -> Simulations:
         """The simulations in a folder that :func:`simulate` filled, mapped from disk rather than read."""
         return cls(*Folder.at(store).result())
+
+
+def with_shapes(shapes: dict[str, tuple[int, ...]]) -> str:
+    """Names, each with its shape unless that is ``()``."""
+    return ", ".join(f"{name} {shape}" if shape else name for name, shape in shapes.items())
 
 
 def simulate(
