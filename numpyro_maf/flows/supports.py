@@ -82,7 +82,8 @@ class Logit(Bijector):
         return known
 
     def forward_and_log_det(self, x):
-        p = _open(self.alpha + (1 - 2 * self.alpha) * x)
+        # What cannot be told from the lower end in this precision is taken for a quarter of its rounding.
+        p = _open(self.alpha + (1 - 2 * self.alpha) * x, self.alpha / 4)
         y = jnp.log(p) - jnp.log1p(-p)
         return y, -self._log_slope(y).sum(-1)
 
@@ -173,10 +174,13 @@ class Each(Bijector):
         return x, -self.transform.log_abs_det_jacobian(x, y).sum(-1)
 
 
-def _open(p):
-    """Probabilities off 0 and 1, where rounding may put them, so far that slopes stay finite too."""
+def _open(p, rounding=0.0):
+    """Probabilities off 0 and 1, where rounding may put them, so far that slopes stay finite too.
+
+    :param rounding: in units of the relative precision, how well small probabilities are known.
+    """
     info = jnp.finfo(jnp.result_type(p, float))
-    return jnp.clip(p, info.tiny**0.8, 1 - info.eps / 2)
+    return jnp.clip(p, jnp.maximum(info.tiny**0.8, rounding * info.eps), 1 - info.eps / 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -274,9 +278,9 @@ class _NormalCDF(Transform):
         return jnp.clip(self.low + (self.high - self.low) * ndtr(x), self.low, self.high)  # rounding
 
     def _inverse(self, y):
-        share = (y - self.low) / (self.high - self.low)
-        limits = jnp.finfo(jnp.result_type(share, float))
-        return ndtri(jnp.clip(share, limits.tiny, 1 - limits.epsneg))
+        width = self.high - self.low
+        # A share is known as well as the number is beside the lower end.
+        return ndtri(_open((y - self.low) / width, abs(self.low / width) / 4))
 
     def log_abs_det_jacobian(self, x, y, intermediates=None):
         return jnp.log(self.high - self.low) + norm.logpdf(x)
