@@ -135,12 +135,12 @@ def flowjax(build, x, held_out, test, epochs, seed):
     def loss(params, fixed, key, x):
         return -paramax.unwrap(eqx.combine(params, static)).log_prob(x)
 
-    best, *_ = train(
+    found = train(
         jax.random.key(100 + seed), loss, params, [x], weights=np.ones(len(x)), held_out=held_out,
         batch_size=BATCH, max_epochs=epochs, patience=epochs, progress=False,
         optimizer=optimizer((~held_out).sum(), epochs),
     )  # fmt: skip
-    return np.asarray(-jax.jit(lambda p, x: loss(p, None, None, x))(best, test))
+    return np.asarray(-jax.jit(lambda p, x: loss(p, None, None, x))(found.params, test))
 
 
 def zuko_model(kind):

@@ -217,8 +217,8 @@ def train_best(
 
 # The learning rate is a number that the compiled epoch is given, so that all rates share it.
 _ADAM = optax.chain(optax.clip_by_global_norm(5.0), optax.adam(1.0))
-# The average over t early steps weighs the last t / 10 of them.
-_EARLY = 10
+# The average over t early steps is mainly one over the last t / 3 of them.
+_EARLY = 3
 
 
 def _batch_loss(params, loss, fixed, data, weights, batch):
@@ -290,7 +290,7 @@ def _report(loss, params, fixed, block, at, step):
     def total(params):
         return loss(params, fixed, key, *(a[batch] for a in data)).sum()
 
-    value, gradient = jax.value_and_grad(total)(params)
+    value, gradient = jax.jit(jax.value_and_grad(total))(params)
     leaves, _ = jax.tree_util.tree_flatten_with_path(gradient)
     bad = [jax.tree_util.keystr(path) for path, leaf in leaves if not np.isfinite(leaf).all()]
     where = f"the gradient is not finite in {bad[0]}" if bad else "all gradients are finite"
