@@ -1,4 +1,11 @@
 # Copyright Contributors to the numpyro_maf project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Flows inside NumPyro models: modules, guides and their checks, learned priors, completion."""
+"""Flows inside NumPyro models.
+
+- Weights as sites: :mod:`modules`. A model's latent variables as one vector: :mod:`sites`.
+- Guides: :mod:`guides`, and :mod:`amortized` for local latent variables; :mod:`gaussian`, where they start;
+  :mod:`elbo`, how they are trained; :mod:`checks`, whether to trust them.
+- Learned priors: :mod:`learned_priors`. Conditionals of a flow: :mod:`completion`. One flow taught by
+  another: :mod:`distillation`.
+"""

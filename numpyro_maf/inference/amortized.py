@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
-from jax import lax
+from jax import Array, lax
+from jax.typing import ArrayLike
 from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
 from numpyro.distributions.util import sum_rightmost
@@ -26,13 +27,16 @@ from numpyro_maf.flows.builders import iaf
 from numpyro_maf.flows.distributions import FlowDistribution
 from numpyro_maf.flows.flow import Flow
 from numpyro_maf.flows.linear import Standardize
+from numpyro_maf.inference.guides import describe_guide
 from numpyro_maf.inference.modules import flow_module
 from numpyro_maf.nn.adapters import as_network
+from numpyro_maf.pytrees import Described
+from numpyro_maf.rng import as_key, as_shape
 
 __all__ = ["AutoAmortized"]
 
 
-class AutoAmortized(AutoGuide):
+class AutoAmortized(Described, AutoGuide):
     """A guide over the local latent variables of a plate: a flow given an encoding of each row's data.
 
     The rows of a subsampled plate share one encoder and one flow, so memory does not grow with them, and new
@@ -53,17 +57,17 @@ class AutoAmortized(AutoGuide):
 
     def __init__(
         self,
-        model,
+        model: Callable[..., Any],
         plate: str,
         *,
         inputs: Callable[..., Any] | None = None,
         encoder: Any = (64, 32),
         builder: Callable[..., Flow] = partial(iaf, transforms=2, hidden=(32, 32)),
-        prefix="auto",
-        init_loc_fn=init_to_median,
-        create_plates=None,
+        prefix: str = "auto",
+        init_loc_fn: Callable[..., Any] = init_to_median,
+        create_plates: Callable[..., Any] | None = None,
         quantile_samples: int = 1000,
-    ):
+    ) -> None:
         self.plate = plate
         self._inputs = inputs or (lambda *args, **kwargs: args[0])
         self._encoder = encoder
@@ -71,7 +75,12 @@ class AutoAmortized(AutoGuide):
         self._quantile_samples = quantile_samples
         super().__init__(model, prefix=prefix, init_loc_fn=init_loc_fn, create_plates=create_plates)
 
-    def _setup_prototype(self, *args, **kwargs):
+    def _describe(self) -> list[str]:
+        width = len(self._init_loc) if hasattr(self, "_init_loc") else None
+        first, *rest = describe_guide(self, self._builder, width)
+        return [f"{first} for each row of plate {self.plate!r}", *rest]
+
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         super()._setup_prototype(*args, **kwargs)
         self._layout, locs = {}, []
         for name, site in self.prototype_trace.items():
@@ -97,7 +106,7 @@ class AutoAmortized(AutoGuide):
         self._flow = partial(self._builder, features=len(self._init_loc), context=context)
         self._init_encoder = lambda key: as_network(self._encoder, key, rows)[0]
 
-    def _posterior(self, rows) -> FlowDistribution:
+    def _posterior(self, rows: Any) -> FlowDistribution:
         """The flow given each row, on the unconstrained scale: ``(B,)`` distributions of D numbers."""
         name = self.prefix
         context = self._apply(numpyro.param(f"{name}_encoder", self._init_encoder), rows)
@@ -110,7 +119,7 @@ class AutoAmortized(AutoGuide):
         """Axes of length 1 between the plate's and the event's."""
         return (1,) * (-1 - self._frame.dim)
 
-    def _unpack(self, latent):
+    def _unpack(self, latent: Array) -> Iterator[tuple[str, Any, Array]]:
         """``(..., B, D)`` to name, transform and unconstrained values with the plate's axis in place."""
         start, lead = 0, latent.ndim - 2
         for name, (transform, from_right, shape) in self._layout.items():
@@ -119,7 +128,7 @@ class AutoAmortized(AutoGuide):
             yield name, transform, jnp.moveaxis(part, lead, part.ndim - from_right)
             start += size
 
-    def _plates(self, data, *args, **kwargs):
+    def _plates(self, data: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The plates, that of the rows as long as the data."""
         plates = self._create_plates(*args, **kwargs)
         if self.create_plates is None:
@@ -129,7 +138,7 @@ class AutoAmortized(AutoGuide):
             plates[self.plate] = numpyro.plate(self.plate, full, subsample_size=size, dim=frame.dim)
         return plates
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Array]:
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
         data = self._inputs(*args, **kwargs)
@@ -150,18 +159,32 @@ class AutoAmortized(AutoGuide):
                 result[name] = numpyro.sample(name, delta)
         return result
 
-    def sample_posterior(self, rng_key, params, *args, sample_shape=(), **kwargs):
+    def sample_posterior(
+        self,
+        rng_key: ArrayLike,
+        params: dict[str, Any],
+        *args: Any,
+        sample_shape: int | Sequence[int] = (),
+        **kwargs: Any,
+    ) -> dict[str, Array]:
         """Draws for all rows of the data in the arguments, new ones included, by site."""
         posterior = handlers.substitute(self._posterior, params)(self._inputs(*args, **kwargs))
-        latent = posterior.sample(rng_key, sample_shape)
-        latent = latent.reshape(*sample_shape, posterior.batch_shape[0], -1)
+        shape = as_shape(sample_shape)
+        latent = posterior.sample(as_key(rng_key), shape)
+        latent = latent.reshape(*shape, posterior.batch_shape[0], -1)
         return {name: transform(value) for name, transform, value in self._unpack(latent)}
 
-    def median(self, params, *args, **kwargs):
+    def median(self, params: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Array]:
         """Posterior medians by site, from draws, for the rows of the data in the arguments."""
         return self.quantiles(params, 0.5, *args, **kwargs)
 
-    def quantiles(self, params, quantiles, *args, **kwargs):
+    def quantiles(
+        self,
+        params: dict[str, Any],
+        quantiles: ArrayLike | Sequence[float],
+        *args: Any,
+        **kwargs: Any,
+    ) -> dict[str, Array]:
         """Posterior quantiles by site, ``quantiles.shape + site.shape``, from draws."""
         posterior = handlers.substitute(self._posterior, params)(self._inputs(*args, **kwargs))
         draws = posterior.sample(jax.random.key(0), (self._quantile_samples,))

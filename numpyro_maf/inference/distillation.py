@@ -6,27 +6,28 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import numpyro
 import optax
+from jax.typing import ArrayLike
 from numpyro import handlers
 from numpyro.infer import SVI, Trace_ELBO
 
 from numpyro_maf.flows.flow import Flow
 from numpyro_maf.inference.modules import flow_module
+from numpyro_maf.rng import as_key
 from numpyro_maf.train.likelihood import FitResult
 
 __all__ = ["distill"]
 
 
 def distill(
-    key,
+    key: ArrayLike,
     teacher: Flow,
     student: Flow,
-    context: Any = None,
+    context: ArrayLike | None = None,
     *,
     num_steps: int = 2000,
     batch_size: int = 256,
@@ -75,7 +76,7 @@ def distill(
         schedule = optax.cosine_decay_schedule(learning_rate, num_steps)
         optimizer = optax.chain(optax.clip_by_global_norm(5.0), optax.adam(schedule))
     svi = SVI(model, guide, optimizer, Trace_ELBO())
-    result = svi.run(key, num_steps, progress_bar=progress, stable_update=True)
+    result = svi.run(as_key(key), num_steps, progress_bar=progress, stable_update=True)
     losses = np.asarray(result.losses)
     trained = student.with_weights(result.params["student$params"])
     return FitResult(trained, losses, np.array([]), len(losses) - 1)

@@ -5,10 +5,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from jax import lax
+from jax import Array, lax
+from jax.typing import ArrayLike
 from numpyro.handlers import replay, seed, substitute, trace
 from numpyro.infer import Trace_ELBO
 from numpyro.infer.util import log_density
@@ -29,11 +33,19 @@ class PathELBO(Trace_ELBO):
     :raises ValueError: for models and guides with mutable state, which it does not carry.
     """
 
-    def __init__(self, num_particles: int = 1, vectorize_particles: bool = True):
+    def __init__(self, num_particles: int = 1, vectorize_particles: bool = True) -> None:
         super().__init__(num_particles, vectorize_particles)
 
-    def loss_with_mutable_state(self, rng_key, param_map, model, guide, *args, **kwargs):
-        def particle(key):
+    def loss_with_mutable_state(
+        self,
+        rng_key: ArrayLike,
+        param_map: dict[str, Any],
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        *args: Any,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        def particle(key: Array) -> Any:
             model_key, guide_key = jax.random.split(key)
             seeded = seed(guide, guide_key)
             drawn = trace(substitute(seeded, data=param_map)).get_trace(*args, **kwargs)

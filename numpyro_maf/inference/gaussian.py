@@ -5,18 +5,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
+from jax.typing import ArrayLike
+
+from numpyro_maf.rng import as_key
 
 __all__ = ["fit_gaussian"]
 
 
 def fit_gaussian(
-    key, log_density, loc, scale, *, steps: int = 30, rounds: int = 10, draws: int = 64, dense: int = 100
-):  # fmt: skip
+    key: ArrayLike,
+    log_density: Callable[[Array], Array],
+    loc: Array,
+    scale: float,
+    *,
+    steps: int = 30,
+    rounds: int = 10,
+    draws: int = 64,
+    dense: int = 100,
+) -> tuple[Array, Array]:
     """A Gaussian near a density, from its gradients: batch and match, with a trust region.
 
     Cai et al., *Batch and match: black-box variational inference with a score-based divergence* (2024),
@@ -33,7 +45,7 @@ def fit_gaussian(
     :return: mean ``(D,)`` and the Cholesky factor ``(D, D)`` of the covariance, or standard deviations
         ``(D,)``, of the step with the greatest ELBO.
     """
-    width = len(loc)
+    key, width = as_key(key), len(loc)
     full = width <= dense
     value_and_grad = jax.vmap(jax.value_and_grad(log_density))
 
@@ -67,12 +79,12 @@ def fit_gaussian(
         covariance = (vectors * (2 / (1 + jnp.sqrt(1 + 4 * jnp.maximum(values, 0))))) @ vectors.T
         return mean + root @ (part * (covariance @ s + e)), root @ jnp.linalg.cholesky(covariance)
 
-    def step(carry, i):
+    def step(start, carry, i):
         (mean, root), rate, found, best = carry
         # The second half averages more and more, which counts where no Gaussian fits exactly.
         cap = jnp.where(i < steps // 2, 1e6, draws * width / (1 + i - steps // 2))
         new = propose(mean, root, jnp.minimum(rate, cap), found[2], found[3])
-        there = evaluate(i, *new)
+        there = evaluate(start + i, *new)
         better = there[0] > found[0] - 2 * jnp.hypot(found[1], there[1])
         better &= jnp.isfinite(new[0]).all() & jnp.isfinite(new[1]).all()
         choose = partial(jax.tree.map, partial(jnp.where, better))
@@ -91,7 +103,7 @@ def fit_gaussian(
         def again(state):
             number, old, _ = state
             carry = (old[1], start), jnp.array(float(draws * width)), unknown, old
-            best = lax.scan(step, carry, jnp.arange(steps))[0][-1]
+            best = lax.scan(partial(step, steps * number), carry, jnp.arange(steps))[0][-1]
             return number + 1, best, best[0] - old[0]
 
         def going(state):

@@ -4,20 +4,23 @@
 """Flows as NumPyro's automatic guides, for SVI, NeuTra and ``AutoGuideList``.
 
 A guide is a flow after a Gaussian. The Gaussian is fitted when the guide is set up, from a few thousand
-gradients, and stays; the flow starts near the identity and learns what no Gaussian fits.
+gradients, and stays; the flow starts near the identity and learns what no Gaussian fits. A guide with latent
+variables for each row of a subsampled plate is in :mod:`numpyro_maf.inference.amortized`.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpyro
-from jax import lax
+import numpyro.distributions as dist
+from jax import Array, lax
+from jax.typing import ArrayLike
 from numpyro import handlers
 from numpyro.distributions.transforms import LowerCholeskyAffine
 from numpyro.infer.autoguide import AutoContinuous
@@ -25,13 +28,15 @@ from numpyro.infer.initialization import init_to_median
 
 from numpyro_maf.flows.builders import iaf, maf, nsf
 from numpyro_maf.flows.distributions import FlowDistribution
+from numpyro_maf.flows.domains import is_real
 from numpyro_maf.flows.flow import Flow
 from numpyro_maf.flows.linear import Standardize
 from numpyro_maf.flows.scalars import Affine, Compose
 from numpyro_maf.flows.splines import RQSpline
-from numpyro_maf.flows.supports import is_real
 from numpyro_maf.inference.gaussian import fit_gaussian
 from numpyro_maf.inference.modules import flow_module
+from numpyro_maf.pytrees import Described, short
+from numpyro_maf.rng import as_key, as_shape
 
 __all__ = ["AutoFlow", "AutoIAF", "AutoMAF"]
 
@@ -40,7 +45,7 @@ __all__ = ["AutoFlow", "AutoIAF", "AutoMAF"]
 _SPLINES = partial(nsf, transforms=2, hidden=(32, 32), scalar=Compose((Affine(), RQSpline())))
 
 
-class FlowGuide(AutoContinuous):
+class FlowGuide(Described, AutoContinuous):
     """A guide over all latent variables of a model: a flow on the reals, after a Gaussian (abstract).
 
     It works as NumPyro's own guides do: with ``SVI``, ``NeuTraReparam``, ``AutoGuideList`` and
@@ -60,15 +65,15 @@ class FlowGuide(AutoContinuous):
 
     def __init__(
         self,
-        model,
+        model: Callable[..., Any],
         builder: Callable[..., Flow],
         *,
-        prefix="auto",
-        init_loc_fn=init_to_median,
+        prefix: str = "auto",
+        init_loc_fn: Callable[..., Any] = init_to_median,
         init_scale: float = 0.1,
         warmup: int = 30,
         quantile_samples: int = 10_000,
-    ):
+    ) -> None:
         if init_scale <= 0:
             raise ValueError(f"init_scale must be positive, got {init_scale}")
         self._builder = builder
@@ -77,20 +82,23 @@ class FlowGuide(AutoContinuous):
         self._quantile_samples = quantile_samples
         super().__init__(model, prefix=prefix, init_loc_fn=init_loc_fn)
 
-    def _setup_prototype(self, *args, **kwargs):
+    def _describe(self) -> list[str]:
+        return describe_guide(self, self._builder, getattr(self, "latent_dim", None))
+
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         super()._setup_prototype(*args, **kwargs)
         support = self._flow(jax.random.key(0))().support
         if not is_real(support):
             raise ValueError(f"builder must make flows with real events, got {support}")
 
-        def log_density(z):
+        def log_density(z: Array) -> Array:
             return -self._potential_fn(self._unpack_latent(z))
 
         start = self._init_latent, self._init_scale
         with handlers.block():
             self._gaussian = fit_gaussian(jax.random.key(0), log_density, *start, steps=self._warmup)
 
-    def _get_posterior(self):
+    def _get_posterior(self) -> FlowDistribution:
         name = self.prefix
         loc = lax.stop_gradient(numpyro.param(f"{name}_loc", lambda key: self._gaussian[0]))
         scale = lax.stop_gradient(numpyro.param(f"{name}_scale", lambda key: self._gaussian[1]))
@@ -98,27 +106,50 @@ class FlowGuide(AutoContinuous):
         flow = flow_module(name, self._flow)()
         return FlowDistribution(flow.base_dist, [*flow.transforms, gaussian])
 
-    def _flow(self, key) -> Flow:
+    def _flow(self, key: ArrayLike) -> Flow:
         return self._builder(key, self.latent_dim)
 
-    def get_base_dist(self):
+    def get_base_dist(self) -> dist.Distribution:
+        """The flow's base distribution."""
         return self._flow(jax.random.key(0))().base_dist
 
-    def get_posterior(self, params):
+    def get_posterior(self, params: dict[str, Any]) -> FlowDistribution:
         """The distribution of all latent variables in one vector, on the unconstrained scale."""
         return FlowDistribution(self.get_base_dist(), self.get_transform(params).parts)
 
-    def median(self, params):
+    def sample_posterior(
+        self,
+        rng_key: ArrayLike,
+        params: dict[str, Any],
+        *args: Any,
+        sample_shape: int | Sequence[int] = (),
+        **kwargs: Any,
+    ) -> dict[str, Array]:
+        """Draws by site, ``sample_shape + site.shape``, deterministic sites included."""
+        shape = as_shape(sample_shape)
+        return super().sample_posterior(as_key(rng_key), params, *args, sample_shape=shape, **kwargs)
+
+    def median(self, params: dict[str, Any]) -> dict[str, Array]:
         """Posterior medians by site, from draws."""
         return self.quantiles(params, 0.5)
 
-    def quantiles(self, params, quantiles):
+    def quantiles(self, params: dict[str, Any], quantiles: ArrayLike | Sequence[float]) -> dict[str, Array]:
         """Posterior quantiles by site, ``quantiles.shape + site.shape``, from draws.
 
         They are those of the numbers on the unconstrained scale, so each lies in the support.
         """
         draws = self.get_posterior(params).sample(jax.random.key(0), (self._quantile_samples,))
         return self._unpack_and_constrain(jnp.quantile(draws, jnp.asarray(quantiles), 0), params)
+
+
+def describe_guide(guide: Any, builder: Callable[..., Flow], width: int | None) -> list[str]:
+    """The lines in which a guide is shown: its model, its size once it is set up, its builder."""
+    model = getattr(guide.model, "__name__", type(guide.model).__name__)
+    size = "not set up yet" if width is None else f"{width} latent numbers"
+    options = ", ".join(f"{k}={short(v)}" for k, v in getattr(builder, "keywords", {}).items())
+    builder = getattr(builder, "func", builder)
+    made_by = f"{getattr(builder, '__name__', type(builder).__name__)}({options})"
+    return [f"{type(guide).__name__} of {model}: {size}", f"  builder {made_by}"]
 
 
 class AutoFlow(FlowGuide):
@@ -129,7 +160,9 @@ class AutoFlow(FlowGuide):
     :param options: of :class:`FlowGuide`.
     """
 
-    def __init__(self, model, *, builder: Callable[..., Flow] = _SPLINES, **options):
+    def __init__(
+        self, model: Callable[..., Any], *, builder: Callable[..., Flow] = _SPLINES, **options: Any
+    ) -> None:
         super().__init__(model, builder, **options)
 
 
@@ -139,7 +172,7 @@ class AutoMAF(FlowGuide):
     :param options: of :class:`FlowGuide`, and of the builder.
     """
 
-    def __init__(self, model, **options):
+    def __init__(self, model: Callable[..., Any], **options: Any) -> None:
         own, rest = _split_options(options)
         super().__init__(model, partial(maf, **rest), **own)
 
@@ -150,12 +183,12 @@ class AutoIAF(FlowGuide):
     :param options: as for :class:`AutoMAF`.
     """
 
-    def __init__(self, model, **options):
+    def __init__(self, model: Callable[..., Any], **options: Any) -> None:
         own, rest = _split_options(options)
         super().__init__(model, partial(iaf, **rest), **own)
 
 
-def _split_options(options) -> tuple[dict[str, Any], dict[str, Any]]:
+def _split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The guide's options, and the builder's with the defaults of a guide."""
     names = set(inspect.signature(FlowGuide).parameters)
     own = {name: value for name, value in options.items() if name in names}

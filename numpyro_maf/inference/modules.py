@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +36,9 @@ def flow_module(name: str, flow: Flow | Callable[..., Flow], *, frozen: bool = F
     return template.with_weights(numpyro.param(f"{name}$params", init))
 
 
-def random_flow_module(name: str, flow: Flow | Callable[..., Flow], prior) -> Flow:
+def random_flow_module(
+    name: str, flow: Flow | Callable[..., Flow], prior: dist.Distribution | Callable[..., dist.Distribution]
+) -> Flow:
     """Declare every weight of a flow as a random variable: a Bayesian flow.
 
     Each array becomes one sample site, named ``name/`` and its path in ``flow.weights``, such as
@@ -64,7 +67,7 @@ def random_flow_module(name: str, flow: Flow | Callable[..., Flow], prior) -> Fl
     return template.with_weights(jax.tree.unflatten(structure, weights))
 
 
-def _template(flow):
+def _template(flow: Flow | Callable[..., Flow]) -> tuple[Flow, Callable[[Any], Any]]:
     """A flow for its structure and fixed parts, and the initialiser of its weights."""
     if isinstance(flow, Flow):
         return flow, lambda key: flow.weights
