@@ -21,7 +21,7 @@ from numpyro_maf.sbi.densities import log_prior, prior_draws
 from numpyro_maf.sbi.likelihoods import fit_likelihood
 from numpyro_maf.sbi.neural_posterior import fit_posterior
 from numpyro_maf.sbi.options import AtomicOptions, LikelihoodOptions, PosteriorOptions, RatioOptions
-from numpyro_maf.sbi.posterior import Posterior, Setting
+from numpyro_maf.sbi.posterior import Posterior, Setting, to_vectors
 from numpyro_maf.sbi.preprocessing import Prepared
 from numpyro_maf.sbi.ratios import fit_ratio
 from numpyro_maf.sbi.simulations import Simulations
@@ -110,10 +110,10 @@ class Truncated(Method):
         if inside >= count:
             rows = {name: np.concatenate([k[name] for k in kept])[:count] for name in sites.names}
             return Proposal(rows, None, posterior, threshold, inside / tried)
-        vectors = sites.unconstrain(own)
+        vectors = to_vectors(sites, own)[0]
         prior = log_prior(setting, sites, posterior.observation, vectors)
-        density = posterior.log_prob(own) + sites.log_det(vectors)
-        weights = jnp.where(posterior.log_prob(own) >= threshold, prior - density, -jnp.inf)
+        ratio = prior - posterior.of_vectors(vectors)
+        weights = jnp.where(posterior.log_prob(own) >= threshold, ratio, -jnp.inf)
         chosen = np.asarray(jax.random.categorical(choice_key, weights, shape=(count,)))
         rows = {name: np.asarray(value)[chosen] for name, value in own.items()}
         return Proposal(rows, None, posterior, threshold, inside / tried)

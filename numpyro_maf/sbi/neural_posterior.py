@@ -152,10 +152,8 @@ class FlowPosterior(Posterior):
         flows, shape = self.neural.flows, as_shape(sample_shape)
         return _draw(self.sites, flows, self.contexts, as_key(key), shape)
 
-    def log_prob(self, values):
-        vector = self.sites.unconstrain(values)
-        log_prob = _score(self.neural.flows, self.contexts, vector) - self.sites.log_det(vector)
-        return jnp.where(self.sites.contains(values), log_prob, -jnp.inf)
+    def of_vectors(self, vector):
+        return _score(self.neural.flows, self.contexts, vector)
 
     @property
     def missing(self):

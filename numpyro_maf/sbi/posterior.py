@@ -34,7 +34,7 @@ from numpyro_maf.sbi.simulations import Simulations, simulate, with_shapes
 from numpyro_maf.traces import latent_names
 from numpyro_maf.train.likelihood import fit
 
-__all__ = ["Posterior", "Setting", "columns_of"]
+__all__ = ["Posterior", "Setting", "columns_of", "from_vectors", "to_vectors"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ class Setting:
 class Posterior(Described):
     """A distribution over a model's latent sites, by name and on their supports (abstract).
 
-    Subclasses give ``sample`` and ``log_prob``, and the fields ``sites``, ``setting`` and ``observation``,
+    Subclasses give ``sample`` and ``of_vectors``, and the fields ``sites``, ``setting`` and ``observation``,
     values by site. Keys may be integers, and so may sample shapes.
     """
 
@@ -72,9 +72,14 @@ class Posterior(Described):
         """Draws by site, ``sample_shape + batch_shape + site.shape``."""
         raise NotImplementedError
 
+    def of_vectors(self, vector) -> Any:
+        """Log-density of unconstrained vectors ``(..., D)``, in their own measure."""
+        raise NotImplementedError
+
     def log_prob(self, values) -> Any:
         """Log-density of values by site, with equal leading axes; minus infinity off the supports."""
-        raise NotImplementedError
+        vector, log_det, inside = to_vectors(self.sites, values)
+        return jnp.where(inside, self.of_vectors(vector) - log_det, -jnp.inf)
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
@@ -116,11 +121,11 @@ class Posterior(Described):
         """
         self._one("map")
         draws = self.sample(as_key(key), (num_samples,))
-        vectors, density = self.sites.unconstrain(draws), self.log_prob(draws)
-        starts = vectors[jnp.argsort(-density)[:8]]
+        vectors, density = np.asarray(to_vectors(self.sites, draws)[0]), np.asarray(self.log_prob(draws))
+        starts = vectors[np.argsort(-density)[:8]]
         real = np.array(self.sites.columns) == 0
-        low, high = jnp.quantile(vectors, 0.002, 0), jnp.quantile(vectors, 0.998, 0)
-        scale = jnp.where(real, jnp.maximum(high - low, 1e-12), 1.0)
+        low, high = np.where(real, np.quantile(vectors, [0.002, 0.998], 0), [[-np.inf], [np.inf]])
+        scale = np.where(real, np.maximum(high - low, 1e-12), 1.0)
 
         def at(points):
             return self.log_prob(self.sites.constrain(points))
@@ -135,16 +140,13 @@ class Posterior(Described):
             return (points, state), None
 
         @jax.jit
-        def climb(points):
+        def climb(starts):
+            points = jnp.clip(starts, low, high)
             (points, _), _ = lax.scan(step, (points, optimizer.init(points)), length=steps)
-            return points, at(points)
+            points = jnp.concatenate([points, starts])
+            return self.sites.constrain(points[jnp.nanargmax(at(points))])
 
-        ends, heights = climb(
-            jnp.clip(starts, jnp.where(real, low, -jnp.inf), jnp.where(real, high, jnp.inf))
-        )
-        best = jnp.concatenate([ends, starts])
-        heights = jnp.concatenate([heights, at(starts)])
-        return self.sites.constrain(best[jnp.nanargmax(heights)])
+        return climb(starts)
 
     def marginal(self, key, *names: str, num_samples: int = 10_000, builder=nsf, **options) -> Joint:
         """The joint density of some sites alone: a flow of draws, with ``sample`` and ``log_prob`` by name.
@@ -155,7 +157,7 @@ class Posterior(Described):
         self._one("marginal")
         draw_key, init_key, fit_key = split(as_key(key), 3)
         kept = self.sites.select(names)
-        vector = np.asarray(kept.unconstrain(self.sample(draw_key, (num_samples,))))
+        vector = np.asarray(to_vectors(kept, self.sample(draw_key, (num_samples,)))[0])
         if any(kept.columns):
             builder = partial(made if builder is nsf else builder, columns=columns_of(kept))
         options = {"progress": False, "learning_rate": 2e-3, **options}
@@ -282,3 +284,20 @@ def columns_of(sites):
     """A MADE's conditionals: mixtures of real columns, and what discrete ones ask for."""
     kinds = {0: conditionals.Mixture(10), 2: conditionals.Bernoulli()}
     return tuple(kinds.get(n) or conditionals.Categorical(n) for n in sites.columns)
+
+
+def to_vectors(sites: Sites, values) -> tuple[Any, Any, Any]:
+    """Values by site as unconstrained vectors; the log-determinant of way back; which are on support."""
+    return _to_vectors(sites, {name: values[name] for name in sites.names if name in values})
+
+
+@jax.jit
+def _to_vectors(sites, values):
+    vector = sites.unconstrain(values)
+    return vector, sites.log_det(vector), sites.contains(values)
+
+
+@jax.jit
+def from_vectors(sites: Sites, vectors) -> dict[str, Any]:
+    """Unconstrained vectors ``(..., D)`` as values by site."""
+    return sites.constrain(vectors)

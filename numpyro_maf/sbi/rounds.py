@@ -22,9 +22,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Unpack
 
-import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import logsumexp
 
 from numpyro_maf.inference.sites import Sites
 from numpyro_maf.pytrees import Described
@@ -32,7 +30,7 @@ from numpyro_maf.rng import as_key, as_shape, split
 from numpyro_maf.sbi.densities import log_prior
 from numpyro_maf.sbi.methods import Atomic, Likelihood, Method, Proposal, RatioBased, Truncated
 from numpyro_maf.sbi.options import SnleOptions, SnpeOptions, SnreOptions
-from numpyro_maf.sbi.posterior import Posterior, Setting
+from numpyro_maf.sbi.posterior import Posterior, Setting, to_vectors
 from numpyro_maf.sbi.preprocessing import Prepared
 from numpyro_maf.sbi.simulations import Simulations, simulate
 from numpyro_maf.sbi.snpe_a import GaussianDivision
@@ -110,8 +108,8 @@ class Sequential(Posterior):
     def sample(self, key, sample_shape=()):
         return self.last.sample(as_key(key), as_shape(sample_shape))
 
-    def log_prob(self, values):
-        return self.last.log_prob(values)
+    def of_vectors(self, vector):
+        return self.last.of_vectors(vector)
 
     def _describe(self):
         lines = [f"round {i}: {r.verdict}" for i, r in enumerate(self.rounds, 1)]
@@ -278,16 +276,15 @@ def _judged(key, posterior, proposal, fresh):
     """Leakage and effective sample size of a round with these fresh simulations."""
     sites = posterior.sites
     draws = posterior.sample(key, (2000,))
-    inside = np.array(sites.contains(draws))
+    inside = np.array(to_vectors(sites, draws)[2])
     if proposal.region is not None:
         inside &= np.asarray(proposal.region.log_prob(draws)) >= proposal.threshold
-    new = {name: jnp.asarray(fresh[name]) for name in sites.names}
-    vectors = sites.unconstrain(new)
-    density = posterior.log_prob(new) + sites.log_det(vectors)
+    vectors = to_vectors(sites, fresh)[0]
     if proposal.source is None:
-        weights = density - log_prior(posterior.setting, sites, posterior.observation, vectors)
+        source = log_prior(posterior.setting, sites, posterior.observation, vectors)
     else:
-        weights = density - (proposal.source.log_prob(new) + sites.log_det(vectors))
-    weights = jnp.where(jnp.isfinite(weights), weights, -jnp.inf)
-    effective = jnp.exp(2 * logsumexp(weights) - logsumexp(2 * weights))
+        source = proposal.source.of_vectors(vectors)
+    weights = np.asarray(posterior.of_vectors(vectors) - source, np.float64)
+    weights = np.where(np.isfinite(weights), weights, -np.inf)
+    effective = np.exp(2 * np.logaddexp.reduce(weights) - np.logaddexp.reduce(2 * weights))
     return float(1 - inside.mean()), float(effective)

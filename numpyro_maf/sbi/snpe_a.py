@@ -12,6 +12,7 @@ Gaussian as vectors; of others their first two moments count.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import jax
@@ -26,7 +27,7 @@ from numpyro_maf.rng import as_key, as_shape, normal, split
 from numpyro_maf.sbi.densities import prior_draws
 from numpyro_maf.sbi.methods import Method, Proposal
 from numpyro_maf.sbi.options import GaussianOptions
-from numpyro_maf.sbi.posterior import Posterior, Setting
+from numpyro_maf.sbi.posterior import Posterior, Setting, to_vectors
 from numpyro_maf.sbi.preprocessing import Losses, Prepared
 from numpyro_maf.sbi.views import Summary, View
 
@@ -68,34 +69,27 @@ class GaussianPosterior(Posterior):
     factors: Any
 
     def sample(self, key, sample_shape=()):
-        share_key, normal_key = split(as_key(key))
-        sample_shape = as_shape(sample_shape)
-        chosen = jax.random.categorical(share_key, self.log_shares, shape=sample_shape)
-        z = jax.random.normal(normal_key, (*sample_shape, self.means.shape[-1]))
-        rest = jnp.linalg.solve(jnp.swapaxes(self.factors[chosen], -1, -2), z[..., None])[..., 0]
-        return self.sites.constrain(self.means[chosen] + rest)
-
-    def log_prob(self, values):
-        vector = self.sites.unconstrain(values)
         parts = self.log_shares, self.means, self.factors
-        log_prob = _mixture(*parts, vector) - self.sites.log_det(vector)
-        return jnp.where(self.sites.contains(values), log_prob, -jnp.inf)
+        return _draw(self.sites, parts, as_key(key), as_shape(sample_shape))
+
+    def of_vectors(self, vector):
+        return _mixture(self.log_shares, self.means, self.factors, vector)
 
     @property
     def moments(self):
         """Mean and covariance of the vector."""
-        shares = jnp.exp(self.log_shares - logsumexp(self.log_shares))
-        mean = shares @ self.means
-        inner = jnp.linalg.inv(self.factors @ jnp.swapaxes(self.factors, -1, -2))
-        apart = self.means - mean
-        return mean, jnp.einsum("k,kij->ij", shares, inner + apart[:, :, None] * apart[:, None])
+        shares = np.exp(self.log_shares - np.logaddexp.reduce(self.log_shares))
+        means, factors = np.asarray(self.means), np.asarray(self.factors)
+        mean = shares @ means
+        inner = np.linalg.inv(factors @ np.swapaxes(factors, -1, -2))
+        apart = means - mean
+        return mean, np.einsum("k,kij->ij", shares, inner + apart[:, :, None] * apart[:, None])
 
     @property
     def merged(self) -> GaussianPosterior:
         """The one Gaussian with its moments, from which the next round may be drawn."""
         mean, spread = self.moments
-        factor = jnp.linalg.cholesky(jnp.linalg.inv(spread))
-        parts = jnp.zeros(1), mean[None], factor[None]
+        parts = np.zeros(1), mean[None], np.linalg.cholesky(np.linalg.inv(spread))[None]
         return GaussianPosterior(self.sites, self.setting, self.observation, *parts)
 
     def _describe(self):
@@ -122,14 +116,9 @@ class GaussianEstimator:
         arrays, batch = self.view.arrays(observation)
         if batch:
             raise ValueError(f"SNPE-A takes one observation, got a batch of shape {batch}")
-        context = self.summary(self.networks, self.view(arrays))
-        log_shares, means, factors = (a[0] for a in _parts(self.net, context, self.sites.width))
-        loc, scale = self.scale
-        means, factors = means * scale + loc, factors / scale[:, None]
-        if self.proposal is not None:
-            log_shares, means, factors = _divided(
-                log_shares, means, factors, self.prior, self.proposal.moments
-            )
+        moments = None if self.proposal is None else (self.prior, self.proposal.moments)
+        given = self.net, self.networks, self.view, self.scale, moments
+        log_shares, means, factors = _posterior(self.summary, self.sites.width, given, arrays)
         seen = {name: jnp.asarray(observation[name]) for name in self.view.names}
         return GaussianPosterior(self.sites, self.setting, seen, log_shares, means, factors)
 
@@ -153,18 +142,38 @@ def fit_gaussians(
     start[:, 1 : 1 + width] = 0.5 * normal(start_key, (components, width))
     net = MLP(net.weights, (*net.biases[:-1], jnp.asarray(start.ravel(), float)), net.outputs, net.activation)
     rows = vectors[~prepared.held_out]
-    loc, scale = jnp.asarray(rows.mean(0)), jnp.asarray(rows.std(0) + 1e-9)
-    data = [(vectors - np.asarray(loc)) / np.asarray(scale), *prepared.arrays]
+    loc, scale = rows.mean(0), rows.std(0) + 1e-9
+    data = [(vectors - loc) / scale, *prepared.arrays]
     pair = (net, weights_of(network_key)), (None, view)
     (net, networks), _, losses = prepared.train(
         fit_key, _GaussianLoss(summary, width), [pair], data, **options
     )
     seen = {name: jnp.asarray(a[0]) for name, a in zip(prepared.supports, prepared.arrays)}
-    drawn = sites.unconstrain(prior_draws(prepared.setting, seen, prior_key, 20_000))
-    prior = drawn.mean(0), jnp.cov(drawn.T).reshape(width, width)
+    drawn = np.asarray(to_vectors(sites, prior_draws(prepared.setting, seen, prior_key, 20_000))[0])
+    prior = drawn.mean(0), np.cov(drawn.T).reshape(width, width)
     return GaussianEstimator(
         prepared.setting, sites, view, summary, net, networks, (loc, scale), prior, proposal, losses
     )
+
+
+@partial(jax.jit, static_argnames="sample_shape")
+def _draw(sites, parts, key, sample_shape):
+    log_shares, means, factors = parts
+    share_key, normal_key = jax.random.split(key)
+    chosen = jax.random.categorical(share_key, log_shares, shape=sample_shape)
+    z = jax.random.normal(normal_key, (*sample_shape, means.shape[-1]))
+    rest = jnp.linalg.solve(jnp.swapaxes(factors[chosen], -1, -2), z[..., None])[..., 0]
+    return sites.constrain(means[chosen] + rest)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _posterior(summary, width, given, arrays):
+    """The mixture for one observation, divided where ``moments`` of prior and proposal are given."""
+    net, networks, view, (loc, scale), moments = given
+    parts = _parts(net, summary(networks, view(arrays)), width)
+    log_shares, means, factors = (a[0] for a in parts)
+    means, factors = means * scale + loc, factors / scale[:, None]
+    return (log_shares, means, factors) if moments is None else _divided(log_shares, means, factors, *moments)
 
 
 @dataclass(frozen=True)
@@ -191,6 +200,7 @@ def _parts(net, context, width):
     return jax.nn.log_softmax(raw[..., 0]), raw[..., 1 : 1 + width], factors
 
 
+@jax.jit
 def _mixture(log_shares, means, factors, vector):
     """Log-density of vectors ``(..., D)``."""
     rest = vector[..., None, :] - means

@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from numpyro_maf.inference.sites import Sites
 from numpyro_maf.rng import as_key, as_shape, generator, split
 from numpyro_maf.sbi.densities import Densities, prior_draws
-from numpyro_maf.sbi.posterior import Posterior, Setting
+from numpyro_maf.sbi.posterior import Posterior, Setting, from_vectors, to_vectors
 
 __all__ = ["ParticlePosterior", "smc"]
 
@@ -53,16 +53,10 @@ class ParticlePosterior(Posterior):
         sample_shape, n = as_shape(sample_shape), len(self.particles)
         count, draw = math.prod(sample_shape), generator(as_key(key))
         order = np.concatenate([draw.permutation(n) for _ in range(max(-(-count // n), 1))])
-        rows = self.particles[order[:count]]
-        return self.sites.constrain(rows.reshape(*sample_shape, rows.shape[-1]))
-
-    def log_prob(self, values):
-        vector = self.sites.unconstrain(values)
-        log_prob = self.of_vectors(vector) - self.sites.log_det(vector)
-        return jnp.where(self.sites.contains(values), log_prob, -jnp.inf)
+        rows = np.asarray(self.particles)[order[:count]]
+        return from_vectors(self.sites, rows.reshape(*sample_shape, rows.shape[-1]))
 
     def of_vectors(self, vector):
-        """Log-density of unconstrained vectors ``(..., D)``."""
         parts = self.sites, self.likelihoods, self.observation
         flat = vector.reshape(-1, vector.shape[-1])
         prior, likelihood = _score(Densities(self.setting), parts, flat)
@@ -104,7 +98,7 @@ def smc(
     drawn = prior_draws(setting, observation, prior_key, num_particles)
     parts = sites, likelihoods, {name: jnp.asarray(value) for name, value in observation.items()}
     particles, log_evidence = temper(
-        key, Densities(setting), parts, sites.unconstrain({n: drawn[n] for n in sites.names}),
+        key, Densities(setting), parts, to_vectors(sites, drawn)[0],
         moves=moves, last_moves=last_moves, progress=progress,
     )  # fmt: skip
     return ParticlePosterior(sites, setting, likelihoods, parts[2], particles, log_evidence)
