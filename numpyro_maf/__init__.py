@@ -3,8 +3,10 @@
 
 """Masked autoregressive flows and their family, as NumPyro distributions."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from numpyro_maf._version import __version__
-from numpyro_maf.flows import conditionals
 from numpyro_maf.flows.assembly import from_spec
 from numpyro_maf.flows.autoregressive import Autoregressive, InverseAutoregressive, MaskedAutoregressive
 from numpyro_maf.flows.bijectors import Bijector, Chain, Inverse, Part
@@ -49,10 +51,35 @@ from numpyro_maf.sbi import (
 from numpyro_maf.train.dequantize import Dequantize, bits_per_dimension
 from numpyro_maf.train.likelihood import FitResult, fit, fit_mixture
 
+if TYPE_CHECKING:
+    from numpyro_maf import conditionals, datasets, diagnostics, embeddings, plots, sbi
+
+# Rooms that resolve on first use: plots bring matplotlib, data sets are for examples.
+_ROOMS = {
+    "conditionals",
+    "datasets",
+    "diagnostics",
+    "embeddings",
+    "encoders",
+    "examples",
+    "guides",
+    "plots",
+    "sbi",
+    "sites",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return import_module(f"numpyro_maf.{name}")
+    raise AttributeError(f"module 'numpyro_maf' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ROOMS})
+
+
 __all__ = [
-    "GuideCheck",
-    "HMM",
-    "MADE",
     "ActNorm",
     "Additive",
     "Affine",
@@ -63,8 +90,8 @@ __all__ = [
     "Autoregressive",
     "Bijector",
     "Chain",
-    "Completer",
     "CircularSpline",
+    "Completer",
     "Compose",
     "Coupling",
     "Dequantize",
@@ -74,11 +101,14 @@ __all__ = [
     "FitResult",
     "Flow",
     "FlowDistribution",
+    "GuideCheck",
+    "HMM",
     "Inverse",
     "InverseAutoregressive",
     "Joint",
     "LULinear",
     "Logit",
+    "MADE",
     "MaskedAutoregressive",
     "MixtureCDF",
     "Part",
@@ -102,9 +132,12 @@ __all__ = [
     "circular",
     "complete",
     "conditionals",
+    "datasets",
     "decode",
+    "diagnostics",
     "distill",
     "elementwise",
+    "embeddings",
     "encode",
     "ffjord",
     "fit",
@@ -117,20 +150,22 @@ __all__ = [
     "glow",
     "iaf",
     "interpolate",
+    "learned",
     "load",
     "made",
     "maf",
     "nice",
     "nis",
+    "nle",
+    "npe",
+    "nre",
     "nsf",
+    "plots",
     "random_flow_module",
     "realnvp",
     "sample_sites",
     "save",
-    "learned",
-    "nle",
-    "npe",
-    "nre",
+    "sbi",
     "simulate",
     "smc",
     "snle",

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,10 +22,11 @@ from numpyro.distributions import constraints
 
 __all__ = ["KINDS", "read", "storable", "write"]
 
+T = TypeVar("T")
 KINDS: dict[str, type] = {}  # classes by the name that files call them
 
 
-def storable(cls: type) -> type:
+def storable(cls: type[T]) -> type[T]:
     """Register a dataclass by its name. Fields with the metadata ``stored=False`` keep their defaults."""
     KINDS.setdefault(cls.__qualname__, cls)
     return cls

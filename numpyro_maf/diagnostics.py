@@ -51,7 +51,7 @@ class PSIS(NamedTuple):
             f"  effective {self.ess:.0f} of {len(self.log_weights)} draws",
         ]
 
-    __repr__, _repr_html_ = Described.__repr__, Described._repr_html_
+    __repr__, _repr_html_ = Described.__repr__, Described._repr_html_  # type: ignore[misc]
 
     def __str__(self) -> str:
         return self.verdict
@@ -123,7 +123,7 @@ class SBC(NamedTuple):
         counts = f"{len(self.ranks)} posteriors of {len(self.names)} numbers, {self.draws} draws of each"
         return [*textwrap.wrap(f"SBC: {self.verdict}", 100, max_lines=3), f"  {counts}"]
 
-    __repr__, _repr_html_ = Described.__repr__, Described._repr_html_
+    __repr__, _repr_html_ = Described.__repr__, Described._repr_html_  # type: ignore[misc]
 
     def __str__(self) -> str:
         return self.verdict
@@ -159,7 +159,7 @@ class Coverage(NamedTuple):
         verdict = textwrap.wrap(f"Coverage: {self.verdict}", 100, subsequent_indent="  ")
         return [*verdict, f"  {len(self.levels)} posteriors"]
 
-    __repr__, _repr_html_ = Described.__repr__, Described._repr_html_
+    __repr__, _repr_html_ = Described.__repr__, Described._repr_html_  # type: ignore[misc]
 
     def __str__(self) -> str:
         return self.verdict
@@ -210,14 +210,14 @@ def tarp(draws: Values, truth: Values, *, seed: int = 0) -> Coverage:
 
     :param draws: as for :func:`sbc`.
     """
-    draws, truth, _ = _columns(draws, truth)
-    loc, scale = truth.mean(0), truth.std(0)
+    drawn, true, _ = _columns(draws, truth)
+    loc, scale = true.mean(0), true.std(0)
     scale = np.where(scale > 0, scale, 1)
-    draws, truth = (draws - loc) / scale, (truth - loc) / scale
+    drawn, true = (drawn - loc) / scale, (true - loc) / scale
     rng = _stream("tarp", seed)
-    points = rng.uniform(truth.min(0), truth.max(0), truth.shape)
-    draws, truth = (((a - points) ** 2).sum(-1) for a in (draws, truth))
-    return _coverage(_ranked(draws < truth, draws == truth, rng), len(draws), rng)
+    points = rng.uniform(true.min(0), true.max(0), true.shape)
+    drawn, true = (((a - points) ** 2).sum(-1) for a in (drawn, true))
+    return _coverage(_ranked(drawn < true, drawn == true, rng), len(drawn), rng)
 
 
 def _stream(name: str, seed: int) -> np.random.Generator:

@@ -107,7 +107,8 @@ def _posterior(spec, arrays: _Arrays) -> NeuralPosterior:
     flows = Ensemble(_flow(spec["flow"], members, "['flows']"))
     view, summary, weights = _seen(spec, arrays, members, "['view']", "['weights']")
     typical = arrays.fill(tuple(np.zeros(shape) for shape in spec["typical"]), "['typical']")
-    losses = Losses(*map(np.array, spec["losses"]))
+    trained, validated = map(np.array, spec["losses"])
+    losses = Losses(trained, validated)
     return NeuralPosterior(
         flows, weights, view, typical, _sites(spec["sites"]), summary, losses, spec["excluded"]
     )

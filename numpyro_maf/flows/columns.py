@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 from numpyro.distributions.batch_util import vmap_over
 from numpyro.distributions.util import validate_sample
@@ -37,7 +39,7 @@ class Columns(constraints.Constraint):
         self.columns = columns
         self.is_discrete = any(c.is_discrete for c in columns)
 
-    def __call__(self, x):
+    def __call__(self, x: Any):
         return jnp.stack([c.support(x[..., d]) for d, c in enumerate(self.columns)], -1).all(-1)
 
     def feasible_like(self, prototype):
@@ -92,7 +94,7 @@ class MADE(Stacking):
         weights = jax.nn.log_softmax(self.made.logits)
         return jax.nn.logsumexp(weights.reshape(-1, *(1,) * (log_probs.ndim - 1)) + log_probs, axis=0)
 
-    def member_log_probs(self, value, known=None):
+    def member_log_probs(self, value: ArrayLike, known: Any = None):
         """Log-density under each member of the ensemble, ``(..., D) -> (M, ...)``.
 
         :param known: ``(D,)`` booleans, the columns that count; None for all. It is a density of those where
@@ -125,12 +127,14 @@ class MADE(Stacking):
     def _sample(self, key, sample_shape=()):
         return self._sample_given(key, None, None, sample_shape)
 
-    def is_ancestral(self, seen) -> bool:
+    def is_ancestral(self, seen: Any) -> bool:
         """Whether :meth:`sample_given` is exact: every member makes the seen columns first."""
         known = set(np.flatnonzero(seen).tolist())
         return all(known == set(order[: len(known)].tolist()) for order in self.made.orders)
 
-    def sample_given(self, key, value, known, sample_shape=()):
+    def sample_given(
+        self, key: ArrayLike, value: ArrayLike, known: Any, sample_shape: int | Sequence[int] = ()
+    ):
         """Draws of the columns that are not known, given those that are: exact where these come first.
 
         :param value: ``(..., D)``, of which the known columns count.

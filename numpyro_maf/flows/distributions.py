@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 from numpyro.distributions.batch_util import promote_batch_shape, vmap_over
 from numpyro.distributions.transforms import ComposeTransform, biject_to
@@ -40,14 +42,14 @@ class Stacking(Described, dist.Distribution):
         self._ranks = tuple(map(jnp.ndim, self._array_leaves()))
         self._own_batch_shape = self.batch_shape
 
-    def log_prob(self, value, intermediates=None):
+    def log_prob(self, value: ArrayLike, intermediates: Any = None) -> jax.Array:
         """``(..., *event_shape) -> (...)``: one pass; none with ``sample_with_intermediates``'s."""
         if jnp.size(value) == 0:  # NumPyro's sums over event axes divide by the size
             batch = jnp.shape(value)[: jnp.ndim(value) - self.event_dim]
             return jnp.zeros(jnp.broadcast_shapes(batch, self.batch_shape), jnp.result_type(value, float))
         return self._stacked_log_prob(value) if self._stacked else self._log_prob(value, intermediates)
 
-    def sample(self, key, sample_shape=()):
+    def sample(self, key: ArrayLike, sample_shape: int | Sequence[int] = ()):
         """``sample_shape + batch_shape + event_shape`` draws."""
         key, sample_shape = as_key(key), as_shape(sample_shape)
         return self._stacked_sample(key, sample_shape) if self._stacked else self._sample(key, sample_shape)
@@ -149,24 +151,26 @@ class FlowDistribution(Stacking, dist.TransformedDistribution):
     def _sample(self, key, sample_shape):
         return dist.TransformedDistribution.sample(self, key, sample_shape)
 
-    def sample_with_intermediates(self, key, sample_shape=()):
+    def sample_with_intermediates(self, key: ArrayLike, sample_shape: int | Sequence[int] = ()):
         key, sample_shape = as_key(key), as_shape(sample_shape)
         if self._stacked:
             return self._stacked_sample(key, sample_shape), []
         return dist.TransformedDistribution.sample_with_intermediates(self, key, sample_shape)
 
-    def rsample(self, key, sample_shape=()):
+    def rsample(self, key: ArrayLike, sample_shape: int | Sequence[int] = ()):
         """As :meth:`sample`: differentiable in weights, context and the base's parameters."""
         return self.sample(key, sample_shape)
 
-    def is_ancestral(self, seen) -> bool:
+    def is_ancestral(self, seen: Any) -> bool:
         """Whether :meth:`sample_given` can draw exactly: the seen numbers are made first by every layer.
 
         :param seen: ``event_shape`` booleans.
         """
         return self._base_numbers(seen) is not None
 
-    def sample_given(self, key, value, seen, sample_shape=()):
+    def sample_given(
+        self, key: ArrayLike, value: ArrayLike, seen: Any, sample_shape: int | Sequence[int] = ()
+    ):
         """Exact draws of the numbers that are not seen, given those that are: ``sample_shape + event_shape``.
 
         What is seen says where its numbers stand in the base; the others are drawn there anew.

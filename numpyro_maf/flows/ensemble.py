@@ -15,6 +15,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jax.scipy.special import logsumexp
 from jax.tree_util import register_dataclass
+from jax.typing import ArrayLike
 from numpyro.distributions.batch_util import promote_batch_shape
 from numpyro.distributions.util import validate_sample
 
@@ -31,7 +32,7 @@ def stack(trees: Sequence[Any]) -> Any:
     return jax.device_put(jax.tree.map(lambda *leaves: np.stack(leaves), *trees))
 
 
-def each_member(function: Callable[..., Any], *trees) -> Any:
+def each_member(function: Callable[..., Any], *trees: Any) -> Any:
     """``vmap`` over the leading axis; without it where there is one member, which is faster on a CPU."""
     if len(jax.tree.leaves(trees[0])[0]) > 1:
         return jax.vmap(function)(*trees)
@@ -62,7 +63,7 @@ class Ensemble(Flow):
         return cls(stack(flows))
 
     @classmethod
-    def init(cls, key, make: Callable[[Any], Flow], members: int) -> Ensemble:
+    def init(cls, key: ArrayLike, make: Callable[[Any], Flow], members: int) -> Ensemble:
         """An ensemble of flows that a function makes, each of a key of its own.
 
         :param make: ``key -> Flow``; ``members``: M.
@@ -118,21 +119,21 @@ class Ensemble(Flow):
     def weights(self):
         return self.flows.weights
 
-    def with_weights(self, weights) -> Ensemble:
+    def with_weights(self, weights: Any) -> Ensemble:
         return replace(self, flows=self.flows.with_weights(weights))
 
-    def randomized(self, key) -> Ensemble:
+    def randomized(self, key: ArrayLike) -> Ensemble:
         keys = jax.random.split(key, len(self))
         return replace(self, flows=self.map(lambda flow, k: flow.randomized(k), keys))
 
-    def inner_events(self, x) -> np.ndarray:
+    def inner_events(self, x: ArrayLike) -> np.ndarray:
         return self.flows.inner_events(x)
 
-    def map(self, function: Callable[..., Any], *trees) -> Any:
+    def map(self, function: Callable[..., Any], *trees: Any) -> Any:
         """What a function makes of each member, and of its row of each tree: stacked."""
         return each_member(function, self.flows, *trees)
 
-    def members(self, context=None, *, each: bool = False) -> Any:
+    def members(self, context: ArrayLike | None = None, *, each: bool = False) -> Any:
         """The members' distributions as one of batch shape ``(M, ...)``.
 
         :param context: as for one flow; with ``each=True`` it leads with a member axis, a context for each.
@@ -141,7 +142,7 @@ class Ensemble(Flow):
             return promote_batch_shape(jax.vmap(lambda flow, c: flow(c))(self.flows, context))
         return promote_batch_shape(jax.vmap(lambda flow: flow(context))(self.flows))
 
-    def __call__(self, context=None, *, each: bool = False) -> EnsembleDistribution:
+    def __call__(self, context: ArrayLike | None = None, *, each: bool = False) -> EnsembleDistribution:
         """The equal mixture of the members; arguments as for :meth:`members`."""
         contexts = context
         if context is not None and not each:
@@ -184,11 +185,11 @@ class EnsembleDistribution(Stacking):
             return self.ensemble.map(lambda flow, *row: function(flow(), *row), *rows)
         return self.ensemble.map(lambda flow, c, *row: function(flow(c), *row), self.contexts, *rows)
 
-    def member_log_probs(self, value) -> jax.Array:
+    def member_log_probs(self, value: ArrayLike) -> jax.Array:
         """Log-density under each member, ``(..., *event_shape) -> (M, ...)``."""
         return self._each(lambda d: d.log_prob(value))
 
-    def member_samples(self, key, sample_shape=()) -> jax.Array:
+    def member_samples(self, key: ArrayLike, sample_shape: int | Sequence[int] = ()) -> jax.Array:
         """Draws of each member, ``(M, *sample_shape, *batch_shape, *event_shape)``."""
         keys = jax.random.split(as_key(key), len(self.ensemble))
         return self._each(lambda d, k: d.sample(k, sample_shape), keys)
@@ -208,11 +209,13 @@ class EnsembleDistribution(Stacking):
         chosen = chosen.reshape(1, *batch, *[1] * len(self.event_shape))
         return jnp.take_along_axis(draws, chosen, 0)[0]
 
-    def is_ancestral(self, seen) -> bool:
+    def is_ancestral(self, seen: Any) -> bool:
         """Whether :meth:`sample_given` is exact: only for one member, whose flow is so."""
         return len(self.ensemble) == 1 and self._only().is_ancestral(seen)
 
-    def sample_given(self, key, value, seen, sample_shape=()):
+    def sample_given(
+        self, key: ArrayLike, value: ArrayLike, seen: Any, sample_shape: int | Sequence[int] = ()
+    ):
         """As the only member's own.
 
         :raises ValueError: for more than one member.

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax.tree_util import register_dataclass
+from jax.typing import ArrayLike
 
 from numpyro_maf import codec
 from numpyro_maf.codec import storable
@@ -100,15 +101,15 @@ class Flow(Described, metaclass=_Kind):
         """What training changes: a pytree of arrays."""
         raise NotImplementedError
 
-    def with_weights(self, weights) -> Any:
+    def with_weights(self, weights: Any) -> Any:
         """The same flow with other :attr:`weights`, such as those of a NumPyro param site."""
         raise NotImplementedError
 
-    def randomized(self, key) -> Any:
+    def randomized(self, key: ArrayLike) -> Any:
         """With the random choices that its parts make in training made anew: masks, probes of a trace."""
         return self
 
-    def initialized(self, x, context=None) -> Any:
+    def initialized(self, x: ArrayLike, context: ArrayLike | None = None) -> Any:
         """With data-dependent parameters set from events: what an :class:`~numpyro_maf.ActNorm` asks for.
 
         :param x: ``(N, *event_shape)``, a batch of a hundred or more.
@@ -116,11 +117,11 @@ class Flow(Described, metaclass=_Kind):
         """
         return self
 
-    def inner_events(self, x) -> np.ndarray:
+    def inner_events(self, x: ArrayLike) -> np.ndarray:
         """Events taken back to where :attr:`event_scale` acts: ``(N, *event_shape) -> (N, D)``."""
         return np.asarray(x)
 
-    def __call__(self, context=None) -> Any:
+    def __call__(self, context: ArrayLike | None = None) -> Any:
         """The distribution, given ``context`` of shape ``(..., C)`` if the flow takes one.
 
         :raises ValueError: when the context is missing, unexpected or of the wrong width.
@@ -138,7 +139,7 @@ class Flow(Described, metaclass=_Kind):
         options = {name: codec.write(value) for name, value in self.recipe.options}
         return {"builder": self.recipe.builder, **options}
 
-    def sample(self, *args, **kwargs) -> NoReturn:
+    def sample(self, *args: Any, **kwargs: Any) -> NoReturn:
         """A flow is not a distribution: ``flow()`` is.
 
         :raises TypeError: always.
@@ -147,7 +148,7 @@ class Flow(Described, metaclass=_Kind):
 
     log_prob = sample
 
-    def scaled_context(self, context):
+    def scaled_context(self, context: ArrayLike | None):
         """A checked context in standardised units, or None.
 
         :raises ValueError: when the context is missing, unexpected or of the wrong width.
@@ -219,20 +220,20 @@ class BijectorFlow(Flow):
         own = self.bijectors if self.regression is None else (*self.bijectors, self.regression)
         return (own, self.base.weights) if isinstance(self.base, Flow) else own
 
-    def with_weights(self, weights) -> BijectorFlow:
+    def with_weights(self, weights: Any) -> BijectorFlow:
         base = self.base
         if isinstance(base, Flow):
             weights, base = weights[0], base.with_weights(weights[1])
         regression = None if self.regression is None else weights[-1]
         return replace(self, bijectors=weights[: len(self.bijectors)], base=base, regression=regression)
 
-    def randomized(self, key) -> BijectorFlow:
+    def randomized(self, key: ArrayLike) -> BijectorFlow:
         base_key, *keys = jax.random.split(key, 1 + len(self.bijectors))
         base = self.base.randomized(base_key) if isinstance(self.base, Flow) else self.base
         bijectors = tuple(b.randomized(k) for b, k in zip(self.bijectors, keys))
         return replace(self, bijectors=bijectors, base=base)
 
-    def initialized(self, x, context=None) -> BijectorFlow:
+    def initialized(self, x: ArrayLike, context: ArrayLike | None = None) -> BijectorFlow:
         """With data-dependent parameters set from events: what an :class:`~numpyro_maf.ActNorm` asks for.
 
         Going from data to base, each one gets the parameters with which its results have mean 0 and variance
@@ -245,12 +246,12 @@ class BijectorFlow(Flow):
             x = transform.inv(x)
         return replace(self, bijectors=Chain(self.bijectors).initialized(x, scaled).bijectors)
 
-    def inner_events(self, x) -> np.ndarray:
+    def inner_events(self, x: ArrayLike) -> np.ndarray:
         for transform in self.outer[::-1]:
             x = transform.inv(x)
         return np.asarray(x)
 
-    def onto(self, support) -> BijectorFlow:
+    def onto(self, support: Any) -> BijectorFlow:
         """With events whose numbers have a support other than the reals: ``flow.onto(constraints.positive)``.
 
         :param support: NumPyro's ``positive``, an ``interval``, ``greater_than``, …, of single numbers.
@@ -262,7 +263,7 @@ class BijectorFlow(Flow):
             raise ValueError(f"onto takes a support of single real numbers, got {support}")
         return replace(self, outer=(Each(support),))
 
-    def regressed(self, x, context) -> BijectorFlow:
+    def regressed(self, x: ArrayLike, context: ArrayLike | None) -> BijectorFlow:
         """With a linear regression of the events on the context between its transforms and the data.
 
         What the transforms then learn is the residual. The regression is trained with them, from its estimate
@@ -284,7 +285,7 @@ class BijectorFlow(Flow):
         """With this linear regression; see :meth:`regressed`."""
         return replace(self, regression=layer)
 
-    def __call__(self, context=None) -> FlowDistribution:
+    def __call__(self, context: ArrayLike | None = None) -> FlowDistribution:
         scaled, base = self.scaled_context(context), self.base
         trained = [*self.bijectors, *([] if self.regression is None else [self.regression])]
         bijectors = trained if scaled is None else [b.bind(scaled) for b in trained]

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from numpyro_maf.flows.distributions import FlowDistribution
 
 __all__ = ["attribute", "decode", "encode", "interpolate"]
 
 
-def encode(d: FlowDistribution, x):
+def encode(d: FlowDistribution, x: ArrayLike):
     """Where events stand in the base: ``(..., *event_shape) -> (..., D)``.
 
     :raises TypeError: for a distribution that is no FlowDistribution, such as a MADE.
@@ -25,13 +26,13 @@ def encode(d: FlowDistribution, x):
     return _encode(d, x)
 
 
-def decode(d: FlowDistribution, z):
+def decode(d: FlowDistribution, z: ArrayLike):
     """The events at places in the base: ``(..., D) -> (..., *event_shape)``, :func:`encode`'s inverse."""
     _check(d)
     return _decode(d, z)
 
 
-def interpolate(d: FlowDistribution, start, end, steps: int = 9):
+def interpolate(d: FlowDistribution, start: ArrayLike, end: ArrayLike, steps: int = 9):
     """Events on the straight line in the base from one event to another, both included.
 
     :param start: ``(..., *event_shape)``; ``end`` alike.
@@ -45,7 +46,7 @@ def interpolate(d: FlowDistribution, start, end, steps: int = 9):
     return decode(d, (1 - t) * a + t * b)
 
 
-def attribute(d: FlowDistribution, group, others):
+def attribute(d: FlowDistribution, group: ArrayLike, others: ArrayLike):
     """The direction in the base from other events to those of a group: difference of means, ``(D,)``.
 
     ``decode(d, encode(d, x) + strength * attribute(d, group, others))`` gives an event more of what the

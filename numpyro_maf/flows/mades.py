@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import register_dataclass
+from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 
 from numpyro_maf.codec import storable
@@ -119,10 +120,10 @@ class Made(Flow):
         """The network, and the logits of the ensemble's weights."""
         return self.net, self.logits
 
-    def with_weights(self, weights) -> Made:
+    def with_weights(self, weights: Any) -> Made:
         return replace(self, net=weights[0], logits=weights[1])
 
-    def __call__(self, context=None) -> MADE:
+    def __call__(self, context: ArrayLike | None = None) -> MADE:
         scaled = self.scaled_context(context)
         return MADE(replace(self, event_scale=None, context_scale=None), scaled, self.event_scale)
 
@@ -131,7 +132,7 @@ class Made(Flow):
         """M, the number of members."""
         return self.logits.shape[-1]
 
-    def randomized(self, key) -> Made:
+    def randomized(self, key: ArrayLike) -> Made:
         """One member of the ensemble, drawn at random."""
         if self.masks == 1:
             return self
@@ -174,17 +175,17 @@ class Made(Flow):
             chosen = jnp.where(kind == number, result, chosen)
         return chosen
 
-    def embed(self, kind, x):
+    def embed(self, kind, x: ArrayLike):
         """What the network sees of values: ``(k, 1), (k, B) -> (Q, k, B)``."""
         inputs = self.net.weights[0].shape[-2]
         parts = [c.embed(x) for c in self._kinds[0]]
         return self._select(kind, [jnp.pad(p, [(0, inputs - len(p)), (0, 0), (0, 0)]) for p in parts])
 
-    def log_prob(self, kind, params, x):
+    def log_prob(self, kind, params: Any, x: ArrayLike):
         """``(k, 1), (P, k, B), (k, B) -> (k, B)``."""
         return self._select(kind, [c.log_prob(params[: c.num_params], x) for c in self._kinds[0]])
 
-    def sample(self, kind, params, uniform, normal):
+    def sample(self, kind, params: Any, uniform, normal):
         """``(k, 1), (P, k, B), (k, B), (k, B) -> (k, B)``."""
         draws = [c.sample(params[: c.num_params], uniform, normal) for c in self._kinds[0]]
         return self._select(kind, draws)

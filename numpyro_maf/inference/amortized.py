@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from jax import Array, lax
@@ -189,5 +190,5 @@ class AutoAmortized(Described, AutoGuide):
         posterior = handlers.substitute(self._posterior, params)(self._inputs(*args, **kwargs))
         draws = posterior.sample(jax.random.key(0), (self._quantile_samples,))
         latent = jnp.quantile(draws, jnp.asarray(quantiles), 0)
-        latent = latent.reshape(*jnp.shape(quantiles), posterior.batch_shape[0], -1)
+        latent = latent.reshape(*np.shape(quantiles), posterior.batch_shape[0], -1)
         return {name: transform(value) for name, transform, value in self._unpack(latent)}

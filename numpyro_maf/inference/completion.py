@@ -84,7 +84,7 @@ def complete(
         raise ValueError("NUTS cannot draw discrete columns; reorder them, see made(order=)")
     if of_one_number(d.support).event_dim:
         raise ValueError(f"NUTS needs numbers that are free of each other, got the support {d.support}")
-    return _by_nuts(key, d, x, seen, num_samples, num_warmup, num_chains, progress)
+    return _by_nuts(as_key(key), d, x, seen, num_samples, num_warmup, num_chains, progress)
 
 
 def _by_nuts(

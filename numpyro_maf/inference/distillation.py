@@ -57,7 +57,8 @@ def distill(
         raise ValueError(
             f"the flows take a context of width {teacher.context}: give rows of it, or none for 0"
         )
-    student = replace(student, event_scale=teacher.event_scale, context_scale=teacher.context_scale)
+    scales = {"event_scale": teacher.event_scale, "context_scale": teacher.context_scale}
+    student = replace(student, **scales)  # type: ignore[type-var]  # all flows are dataclasses
     rows = None if context is None else jnp.asarray(context)
     size = batch_size if rows is None else len(rows)
 

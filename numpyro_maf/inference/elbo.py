@@ -66,7 +66,7 @@ class PathELBO(Trace_ELBO):
             return model_log - guide_log
 
         if self.num_particles == 1:
-            elbo = particle(rng_key)
+            elbo = particle(jnp.asarray(rng_key))
         else:
             elbo = self.vectorize_particles_fn(particle, jax.random.split(rng_key, self.num_particles))
         return {"loss": -jnp.mean(elbo), "mutable_state": None}

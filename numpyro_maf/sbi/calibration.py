@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from jax.typing import ArrayLike
 
 from numpyro_maf.diagnostics import SBC, Coverage, coverage, sbc, tarp
 from numpyro_maf.pytrees import Described
@@ -41,7 +43,9 @@ class Calibration(Described):
         return ["Calibration", *self.verdict.splitlines()]
 
 
-def calibrate(key, posterior: NeuralPosterior, sims, *, num_samples: int = 1000) -> Calibration:
+def calibrate(
+    key: ArrayLike, posterior: NeuralPosterior, sims: dict[str, Any], *, num_samples: int = 1000
+) -> Calibration:
     """Draw from the posteriors of many simulated observations, all in one pass, and compare with the truth.
 
     :param key: a ``jax.random`` key, or an integer.

@@ -8,10 +8,11 @@ Papamakarios, Sterratt & Murray, *Sequential Neural Likelihood* (2019), of which
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Unpack
 
 import numpy as np
+from jax.typing import ArrayLike
 
 from numpyro_maf.flows.builders import nsf
 from numpyro_maf.flows.domains import is_real, of_one_number
@@ -27,19 +28,19 @@ __all__ = ["fit_likelihood", "nle"]
 
 
 def nle(
-    key,
-    model: Callable,
+    key: ArrayLike,
+    model: Callable[..., Any],
     sims: dict[str, Any],
     site: str = "x",
     *,
     builder: Callable[..., Flow] = nsf,
     failures: str = "error",
-    latent=None,
-    model_args=(),
-    model_kwargs=None,
+    latent: Sequence[str] | None = None,
+    model_args: tuple[Any, ...] = (),
+    model_kwargs: dict[str, Any] | None = None,
     regression: bool | None = None,
     validation: Any = 0.1,
-    weights=None,
+    weights: ArrayLike | None = None,
     **options: Unpack[TrainOptions],
 ) -> Flow:
     """Learn a site's likelihood from simulations: a flow, ``likelihood(theta)`` being a distribution of x.
@@ -71,7 +72,9 @@ def nle(
     return fit_likelihood(key, prepared, builder=builder, regression=regression, **options).flow
 
 
-def fit_likelihood(key, prepared: Prepared, *, builder=nsf, regression=None, **options) -> FitResult:
+def fit_likelihood(
+    key: ArrayLike, prepared: Prepared, *, builder: Callable[..., Any] = nsf, regression=None, **options: Any
+) -> FitResult:
     """As :func:`nle`, from prepared simulations, with the losses."""
     init_key, fit_key = split(key)
     ((site, support),) = prepared.supports.items()

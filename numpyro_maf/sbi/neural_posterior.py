@@ -13,7 +13,7 @@ is least at the posterior (Papamakarios & Murray 2016, Proposition 1):
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Unpack
@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import register_dataclass
+from jax.typing import ArrayLike
 
 from numpyro_maf.codec import storable
 from numpyro_maf.flows.builders import made, nsf
@@ -78,7 +79,10 @@ class NeuralPosterior(Described):
         """The number of the ensemble's members."""
         return len(self.flows)
 
-    def with_model(self, model: Callable, model_args=(), model_kwargs=None) -> NeuralPosterior:
+    def with_model(
+        self, model: Callable[..., Any], model_args: tuple[Any, ...] = (),
+        model_kwargs: dict[str, Any] | None = None,
+    ) -> NeuralPosterior:  # fmt: skip
         """The same posterior with its model, which files do not hold: for predictions, importance and NUTS.
 
         :raises ValueError: for a model with other latent sites.
@@ -88,7 +92,7 @@ class NeuralPosterior(Described):
             raise ValueError(f"the posterior is of other sites than this model's: {self.sites}")
         return replace(self, setting=Setting(model, tuple(model_args), dict(model_kwargs or {})))
 
-    def __call__(self, observation, *, warn: bool = True) -> FlowPosterior:
+    def __call__(self, observation: Any, *, warn: bool = True) -> FlowPosterior:
         """The posterior given values by observed site; leading axes are a batch of observations.
 
         :param observation: by site; the values of an only site may come without its name.
@@ -148,7 +152,7 @@ class FlowPosterior(Posterior):
     def batch_shape(self):
         return self.contexts.shape[1:-1]
 
-    def sample(self, key, sample_shape=()):
+    def sample(self, key: ArrayLike, sample_shape: int | Sequence[int] = ()) -> dict[str, Any]:
         flows, shape = self.neural.flows, as_shape(sample_shape)
         return _draw(self.sites, flows, self.contexts, as_key(key), shape)
 
@@ -168,7 +172,7 @@ class FlowPosterior(Posterior):
         self._one("surprise")
         return Surprise.of(self.contexts[0], self.neural.typical)
 
-    def disagreement(self, key, num_samples: int = 1000) -> float:
+    def disagreement(self, key: ArrayLike, num_samples: int = 1000) -> float:
         """The mean divergence of the ensemble's members from their mixture, in nats.
 
         This is the generalised Jensen-Shannon divergence: 0 if all agree, the logarithm of their number if
@@ -184,7 +188,9 @@ class FlowPosterior(Posterior):
         own = jnp.stack([d.member_log_probs(v)[i] for i, v in enumerate(vectors)])
         return float((own - d.log_prob(vectors)).mean())
 
-    def conditional(self, key, values, num_samples: int = 1000, **options) -> dict[str, Any]:
+    def conditional(
+        self, key: ArrayLike, values: dict[str, Any], num_samples: int = 1000, **options: Any
+    ) -> dict[str, Any]:
         """Draws of all sites given the values of some, by site, as :func:`~numpyro_maf.complete` makes them.
 
         :param values: by site, one value each.
@@ -208,20 +214,20 @@ class FlowPosterior(Posterior):
 
 
 def npe(
-    key,
-    model: Callable,
+    key: ArrayLike,
+    model: Callable[..., Any],
     sims: dict[str, Any],
-    observed=("x",),
+    observed: str | Sequence[str] = ("x",),
     *,
     builder: Callable[..., Flow] = nsf,
-    embedding=None,
+    embedding: Any = None,
     ensemble: int = 1,
-    latent=None,
+    latent: Sequence[str] | None = None,
     missing: bool = False,
     regression: bool | None = None,
-    model_args=(),
-    model_kwargs=None,
-    weights=None,
+    model_args: tuple[Any, ...] = (),
+    model_kwargs: dict[str, Any] | None = None,
+    weights: ArrayLike | None = None,
     validation: Any = 0.1,
     atoms: int = 0,
     **options: Unpack[TrainOptions],
@@ -268,8 +274,9 @@ def npe(
 
 
 def fit_posterior(
-    key, prepared: Prepared, *, builder=nsf, embedding=None, ensemble=1, regression=None, atoms=0, **options
-) -> NeuralPosterior:
+    key: ArrayLike, prepared: Prepared, *, builder: Callable[..., Any] = nsf, embedding: Any = None,
+    ensemble: int = 1, regression: bool | None = None, atoms: int = 0, **options: Any,
+) -> NeuralPosterior:  # fmt: skip
     """As :func:`npe`, from prepared simulations."""
     init_key, net_key, fit_key = split(key, 3)
     view, summary, weights_of, width = prepared.summary(embedding)
@@ -316,7 +323,7 @@ class NegativeLogProb:
 
     summary: Summary
 
-    def __call__(self, params, fixed, key, vector, *arrays):
+    def __call__(self, params: Any, fixed, key: ArrayLike, vector, *arrays: Any):
         flows, view = fixed
         seen = view(arrays)
 

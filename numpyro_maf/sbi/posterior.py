@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jax.typing import ArrayLike
 from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
 from numpyro.infer import MCMC, NUTS
@@ -52,7 +53,7 @@ class Setting:
     def __hash__(self):
         return hash(self.model)
 
-    def conditioned(self, values) -> Callable:
+    def conditioned(self, values: dict[str, Any]) -> Callable[..., Any]:
         """The model with some sites observed."""
         return handlers.condition(self.model, data=values)
 
@@ -68,7 +69,7 @@ class Posterior(Described):
     setting: Setting
     observation: dict[str, Any]
 
-    def sample(self, key, sample_shape=()) -> dict[str, Any]:
+    def sample(self, key: ArrayLike, sample_shape: int | Sequence[int] = ()) -> dict[str, Any]:
         """Draws by site, ``sample_shape + batch_shape + site.shape``."""
         raise NotImplementedError
 
@@ -76,7 +77,7 @@ class Posterior(Described):
         """Log-density of unconstrained vectors ``(..., D)``, in their own measure."""
         raise NotImplementedError
 
-    def log_prob(self, values) -> Any:
+    def log_prob(self, values: dict[str, Any]) -> Any:
         """Log-density of values by site, with equal leading axes; minus infinity off the supports."""
         vector, log_det, inside = to_vectors(self.sites, values)
         return jnp.where(inside, self.of_vectors(vector) - log_det, -jnp.inf)
@@ -113,7 +114,7 @@ class Posterior(Described):
 
     # Points and parts ---------------------------------------------------------------------------
 
-    def map(self, key, *, num_samples: int = 1000, steps: int = 300) -> dict[str, Any]:
+    def map(self, key: ArrayLike, *, num_samples: int = 1000, steps: int = 300) -> dict[str, Any]:
         """The most probable values by site: from the best draws uphill, among values as far out as draws.
 
         :param num_samples: draws, the best 8 of which are starts.
@@ -148,7 +149,14 @@ class Posterior(Described):
 
         return climb(starts)
 
-    def marginal(self, key, *names: str, num_samples: int = 10_000, builder=nsf, **options) -> Joint:
+    def marginal(
+        self,
+        key: ArrayLike,
+        *names: str,
+        num_samples: int = 10_000,
+        builder: Callable[..., Any] = nsf,
+        **options: Any,
+    ) -> Joint:
         """The joint density of some sites alone: a flow of draws, with ``sample`` and ``log_prob`` by name.
 
         :param builder: ``(key, features) -> Flow``; with discrete sites it also gets ``columns``.
@@ -165,7 +173,7 @@ class Posterior(Described):
 
     # The model ------------------------------------------------------------------------------------
 
-    def predictive(self, key, num_samples: int = 1000, **options) -> Simulations:
+    def predictive(self, key: ArrayLike, num_samples: int = 1000, **options: Any) -> Simulations:
         """Draws, and what the model makes of each: latent and observed sites, ``(S, ...)``.
 
         :param options: of :func:`~numpyro_maf.simulate`, such as ``executor``.
@@ -183,7 +191,7 @@ class Posterior(Described):
         options = {"progress": False, "missing": self.missing, **options, **setting.kwargs}
         return simulate(run_key, setting.model, count, *setting.args, given=given, **options)
 
-    def check_predictive(self, key, statistic: Callable, num_samples: int = 1000, **options):
+    def check_predictive(self, key: ArrayLike, statistic: Callable, num_samples: int = 1000, **options: Any):
         """Posterior predictive p-values (Gelman, Meng & Stern 1996): how often replicates have more.
 
         Of a batch of observations all are checked in one call.
@@ -208,7 +216,7 @@ class Posterior(Described):
         check = jax.vmap(statistic)
         return jax.tree.map(share, check(replicates), check(seen))
 
-    def to_arviz(self, key, num_samples: int = 1000, **options):
+    def to_arviz(self, key: ArrayLike, num_samples: int = 1000, **options: Any):
         """Draws with prior and posterior predictive groups as ArviZ's data.
 
         :param options: ``coords`` and ``dims`` of :func:`~numpyro_maf.to_arviz`.
@@ -230,7 +238,7 @@ class Posterior(Described):
             **options,
         )
 
-    def importance(self, key, num_samples: int = 4000) -> GuideCheck:
+    def importance(self, key: ArrayLike, num_samples: int = 4000) -> GuideCheck:
         """Draws weighed by a model whose densities are known: the correction, its evidence and a verdict.
 
         :raises NotImplementedError: for a model with a simulator at an observed site.
@@ -251,7 +259,9 @@ class Posterior(Described):
         evidence = float(np.logaddexp.reduce(finite) - math.log(num_samples))
         return GuideCheck(draws, float(weights.mean()), evidence, psis(finite))
 
-    def nuts(self, key, *, num_warmup=300, num_samples=1000, num_chains=4, progress=True, **options) -> MCMC:
+    def nuts(
+        self, key: ArrayLike, *, num_warmup=300, num_samples=1000, num_chains=4, progress=True, **options: Any
+    ) -> MCMC:
         """NUTS over a model whose densities are known, from draws and with their covariance.
 
         :param options: of NumPyro's NUTS.
@@ -286,7 +296,7 @@ def columns_of(sites):
     return tuple(kinds.get(n) or conditionals.Categorical(n) for n in sites.columns)
 
 
-def to_vectors(sites: Sites, values) -> tuple[Any, Any, Any]:
+def to_vectors(sites: Sites, values: dict[str, Any]) -> tuple[Any, Any, Any]:
     """Values by site as unconstrained vectors; the log-determinant of way back; which are on support."""
     return _to_vectors(sites, {name: values[name] for name in sites.names if name in values})
 

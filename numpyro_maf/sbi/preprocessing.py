@@ -90,7 +90,7 @@ class Prepared:
         cls,
         key,
         who: str,
-        model: Callable,
+        model: Callable[..., Any],
         sims,
         observed,
         *,
@@ -113,7 +113,7 @@ class Prepared:
             weight 0 and the data of another one, of which only theta counts.
         """
         if failures not in ("error", "exclude", "keep"):
-            raise ValueError(f"failures must be 'error' or 'exclude', got {failures!r}")
+            raise ValueError(f"failures must be 'error', 'exclude' or 'keep', got {failures!r}")
         args = tuple(model_args) or getattr(sims, "args", ())
         setting = Setting(model, args, dict(model_kwargs or getattr(sims, "kwargs", {})))
         observed = (observed,) if isinstance(observed, str) else tuple(observed)
@@ -169,8 +169,8 @@ class Prepared:
         else:  # whole simulations, whose rows belong together
             own, place = np.unique(kept // each, return_inverse=True)
             held_out = held_out_rows(split_key, validation, len(own))[place]
-        weights = None if weights is None else by_row("weights", weights, True)
-        weights = np.where(usable[kept], checked_weights(weights, held_out), 0)
+        weights = 1.0 if weights is None else by_row("weights", weights, True)
+        weights = checked_weights(np.where(usable[kept], weights, 0.0), held_out)
         whole = len(kept) == len(usable)
         return cls(
             setting,

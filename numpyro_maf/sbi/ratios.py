@@ -10,7 +10,7 @@ from K - 1 others, or that none among K is its own, and at its optimum is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Unpack
 
@@ -19,6 +19,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jax.scipy.special import logsumexp
 from jax.tree_util import register_dataclass
+from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 
 from numpyro_maf.codec import storable
@@ -36,21 +37,21 @@ __all__ = ["Ratio", "RatioDistribution", "fit_ratio", "nre"]
 
 
 def nre(
-    key,
-    model: Callable,
+    key: ArrayLike,
+    model: Callable[..., Any],
     sims: dict[str, Any],
-    observed=("x",),
+    observed: str | Sequence[str] = ("x",),
     *,
-    embedding=None,
+    embedding: Any = None,
     hidden: tuple[int, ...] = (64, 64, 64),
     contrasts: int = 10,
     failures: str = "error",
     missing: bool = False,
-    latent=None,
-    model_args=(),
-    model_kwargs=None,
+    latent: Sequence[str] | None = None,
+    model_args: tuple[Any, ...] = (),
+    model_kwargs: dict[str, Any] | None = None,
     validation: Any = 0.1,
-    weights=None,
+    weights: ArrayLike | None = None,
     **options: Unpack[TrainOptions],
 ) -> Ratio:
     """Learn the ratio of likelihood and evidence: ``ratio(theta, x) = log p(x | theta) / p(x)``.
@@ -78,7 +79,13 @@ def nre(
 
 
 def fit_ratio(
-    key, prepared: Prepared, *, embedding=None, hidden=(64, 64, 64), contrasts: int = 10, **options
+    key: ArrayLike,
+    prepared: Prepared,
+    *,
+    embedding: Any = None,
+    hidden=(64, 64, 64),
+    contrasts: int = 10,
+    **options: Any,
 ) -> tuple[Ratio, Losses]:
     """As :func:`nre`, from prepared simulations, with the losses."""
     network_key, net_key, fit_key = split(key, 3)
@@ -120,14 +127,14 @@ class Ratio(Described):
         """The number of parameters, P."""
         return self.theta_scale.loc.shape[-1]
 
-    def __call__(self, theta, x):
+    def __call__(self, theta: ArrayLike, x: ArrayLike):
         """``log p(x | theta) / p(x)`` of ``(..., P)`` and ``(..., *event_shape)``, or values by site."""
         theta = jnp.asarray(theta)
         arrays, batch = self.view.rows(self.view.by_name(x))
         seen = self.summary(self.networks, self.view(arrays))
         return self.logit(theta, seen.reshape(*batch, seen.shape[-1]))
 
-    def logit(self, theta, seen):
+    def logit(self, theta: ArrayLike, seen: Any):
         """The classifier's result from parameters and summaries, which broadcast."""
         z = jnp.arcsinh((theta - self.theta_scale.loc) / self.theta_scale.scale)
         return self.net(None, _beside(z, seen))[..., 0, 0]
@@ -146,7 +153,7 @@ class Contrast:
 
     contrasts: int
 
-    def __call__(self, params, ratio, key, theta, *arrays):
+    def __call__(self, params: Any, ratio, key: ArrayLike, theta: ArrayLike, *arrays: Any):
         net, networks = params
         ratio = Ratio(net, networks, ratio.view, ratio.theta_scale, ratio.summary)
         seen, k = ratio.summary(ratio.networks, ratio.view(arrays)), self.contrasts
@@ -176,10 +183,10 @@ class RatioDistribution(dist.Distribution):
     def support(self):
         return constraints.independent(self.each, self.event_dim)
 
-    def sample(self, key, sample_shape=()):
+    def sample(self, key: ArrayLike, sample_shape: int | Sequence[int] = ()) -> dict[str, Any]:
         raise NotImplementedError("a ratio can be scored, not drawn from: use the model with its simulator")
 
-    def log_prob(self, value):
+    def log_prob(self, value: ArrayLike):
         return self.ratio(self.theta, value)
 
 

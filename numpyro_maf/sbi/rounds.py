@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Unpack
 
 import numpy as np
+from jax.typing import ArrayLike
 
 from numpyro_maf.inference.sites import Sites
 from numpyro_maf.pytrees import Described
@@ -105,7 +106,7 @@ class Sequential(Posterior):
     def observation(self) -> dict[str, Any]:  # type: ignore[override]
         return self.last.observation
 
-    def sample(self, key, sample_shape=()):
+    def sample(self, key: ArrayLike, sample_shape: int | Sequence[int] = ()) -> dict[str, Any]:
         return self.last.sample(as_key(key), as_shape(sample_shape))
 
     def of_vectors(self, vector):
@@ -117,8 +118,8 @@ class Sequential(Posterior):
 
 
 def snpe(
-    key,
-    model: Callable,
+    key: ArrayLike,
+    model: Callable[..., Any],
     observation: dict[str, Any],
     *,
     rounds: int = 10,
@@ -148,8 +149,8 @@ def snpe(
 
 
 def snle(
-    key,
-    model: Callable,
+    key: ArrayLike,
+    model: Callable[..., Any],
     observation: dict[str, Any],
     *,
     rounds: int = 10,
@@ -161,8 +162,8 @@ def snle(
 
 
 def snre(
-    key,
-    model: Callable,
+    key: ArrayLike,
+    model: Callable[..., Any],
     observation: dict[str, Any],
     *,
     rounds: int = 10,
@@ -196,8 +197,8 @@ def _rounds(who, key, model, observation, rounds, simulations, method, options):
 
 
 def next_round(
-    key,
-    model: Callable,
+    key: ArrayLike,
+    model: Callable[..., Any],
     observation: dict[str, Any],
     before: tuple[Round, ...] = (),
     simulations: int = 1000,
@@ -205,12 +206,12 @@ def next_round(
     *,
     executor=None,
     timeout: float | None = None,
-    model_args=(),
-    model_kwargs=None,
+    model_args: tuple[Any, ...] = (),
+    model_kwargs: dict[str, Any] | None = None,
     epsilon: float | None = None,
     progress: bool = True,
     num_particles: int | None = None,
-    **options,
+    **options: Any,
 ) -> Round:
     """One round, given those before it.
 

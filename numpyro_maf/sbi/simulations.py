@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from numpyro import handlers
 from numpyro.primitives import Messenger
 from tqdm.auto import tqdm
@@ -96,17 +97,17 @@ def with_shapes(shapes: dict[str, tuple[int, ...]]) -> str:
 
 
 def simulate(
-    key,
-    model: Callable,
+    key: ArrayLike,
+    model: Callable[..., Any],
     num_simulations: int,
-    *args,
+    *args: Any,
     executor: Executor | None = None,
-    store: str | os.PathLike | None = None,
+    store: str | os.PathLike[str] | None = None,
     timeout: float | None = None,
     given: dict[str, Any] | None = None,
     missing: tuple[str, ...] = (),
     progress: bool = True,
-    **kwargs,
+    **kwargs: Any,
 ) -> Simulations:
     """Run a model many times, each with a key of its own.
 
@@ -173,7 +174,7 @@ def simulate(
     return Simulations(values, errors, args, kwargs, done < num_simulations)
 
 
-def runs(model, args=(), kwargs=None):
+def runs(model: Callable[..., Any], args=(), kwargs=None):
     """A compiled function of keys ``(N,)`` and values by site: sites ``(N, ...)``, and where it stopped.
 
     It stops at the first simulator that cannot be traced, or at the first of all if ``every``, unless its
@@ -192,7 +193,7 @@ def runs(model, args=(), kwargs=None):
     return several
 
 
-def traced(model, args, kwargs, key, every: bool = False, **given):
+def traced(model: Callable[..., Any], args, kwargs, key: ArrayLike, every: bool = False, **given: Any):
     """The trace of one run, and the call of the simulator at which it stopped, by name.
 
     :param every: whether to stop at the first simulator, or the first that JAX cannot trace.

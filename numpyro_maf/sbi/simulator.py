@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 
 from numpyro_maf.rng import as_key, as_shape
@@ -79,7 +80,7 @@ class Simulator(dist.Distribution):
             jnp.broadcast_to(p, shape).reshape(count, *p.shape[own:]) for p, shape in zip(self.params, full)
         )
 
-    def sample(self, key, sample_shape=()) -> Any:
+    def sample(self, key: ArrayLike, sample_shape: int | Sequence[int] = ()) -> Any:
         """``sample_shape + batch_shape + event_shape`` draws, each with a key of its own."""
         key, shape = as_key(key), as_shape(sample_shape) + self.batch_shape
         keys, rows = jax.random.split(key, max(math.prod(shape), 1)), self.rows(shape)
@@ -100,7 +101,7 @@ class Simulator(dist.Distribution):
             )
         return values.reshape(*shape, *self.event_shape)
 
-    def log_prob(self, value):
+    def log_prob(self, value: ArrayLike):
         raise NotImplementedError(
             f"the simulator {_name(self.fn)} has no density. Learn a posterior with numpyro_maf.npe, or a "
             "likelihood with numpyro_maf.nle, with which numpyro_maf.learned(model, {site: likelihood}) runs "
@@ -112,7 +113,7 @@ def _name(fn) -> str:
     return repr(getattr(fn, "__name__", fn))
 
 
-def is_traceable(fn, key, params) -> bool:
+def is_traceable(fn: Any, key: ArrayLike, params: Any) -> bool:
     """Whether JAX can trace a simulator: if not, it runs on the host."""
     try:
         jax.eval_shape(fn, key, *params)
@@ -142,7 +143,7 @@ def host_keys(keys) -> np.ndarray:
     return np.asarray(jax.random.key_data(keys) if typed else keys)
 
 
-def host_call(fn, key, *params) -> np.ndarray:
+def host_call(fn: Any, key: ArrayLike, *params: Any) -> np.ndarray:
     """A simulator on the host: NumPy arrays in and out."""
     return np.asarray(fn(np.asarray(key), *map(np.asarray, params)), dtype=jnp.result_type(float))
 

@@ -11,6 +11,7 @@ Gaussian as vectors; of others their first two moments count.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import solve_triangular
 from jax.scipy.special import logsumexp
+from jax.typing import ArrayLike
 
 from numpyro_maf.inference.sites import Sites
 from numpyro_maf.nn.mlp import MLP
@@ -41,14 +43,14 @@ class GaussianDivision(Method):
     who: ClassVar[str] = "snpe"
     options: ClassVar[type] = GaussianOptions
 
-    def propose(self, key, last, setting, count):
+    def propose(self, key: ArrayLike, last, setting, count):
         source = last.posterior.merged
         return Proposal(source.sample(key, (count,)), source)
 
-    def chosen(self, sims, fresh):
+    def chosen(self, sims: Any, fresh):
         return sims.last(fresh)
 
-    def learn(self, key, prepared, observation, proposal, **options):
+    def learn(self, key: ArrayLike, prepared, observation: Any, proposal, **options: Any):
         found = fit_gaussians(key, prepared, proposal=proposal.source, **options)
         return found(observation), found, bool(found.losses.stopped)
 
@@ -68,7 +70,7 @@ class GaussianPosterior(Posterior):
     means: Any
     factors: Any
 
-    def sample(self, key, sample_shape=()):
+    def sample(self, key: ArrayLike, sample_shape: int | Sequence[int] = ()) -> dict[str, Any]:
         parts = self.log_shares, self.means, self.factors
         return _draw(self.sites, parts, as_key(key), as_shape(sample_shape))
 
@@ -111,7 +113,7 @@ class GaussianEstimator:
     proposal: GaussianPosterior | None
     losses: Losses
 
-    def __call__(self, observation) -> GaussianPosterior:
+    def __call__(self, observation: Any) -> GaussianPosterior:
         observation = self.view.by_name(observation)
         arrays, batch = self.view.arrays(observation)
         if batch:
@@ -124,7 +126,14 @@ class GaussianEstimator:
 
 
 def fit_gaussians(
-    key, prepared: Prepared, *, proposal=None, components: int = 4, hidden=(64, 64), embedding=None, **options
+    key: ArrayLike,
+    prepared: Prepared,
+    *,
+    proposal=None,
+    components: int = 4,
+    hidden=(64, 64),
+    embedding: Any = None,
+    **options: Any,
 ) -> GaussianEstimator:
     """Learn mixtures of Gaussians from simulations of ``proposal``, or of the prior.
 

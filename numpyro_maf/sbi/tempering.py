@@ -11,7 +11,7 @@ evolution (ter Braak & Vrugt 2008): along differences of other particles, which 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.scipy.special import logsumexp
+from jax.typing import ArrayLike
 from tqdm.auto import tqdm
 
 from numpyro_maf.inference.sites import Sites
@@ -48,7 +49,7 @@ class ParticlePosterior(Posterior):
     particles: Any
     log_evidence: float
 
-    def sample(self, key, sample_shape=()):
+    def sample(self, key: ArrayLike, sample_shape: int | Sequence[int] = ()) -> dict[str, Any]:
         """Draws by site: particles, each once as long as there are enough, and then again."""
         sample_shape, n = as_shape(sample_shape), len(self.particles)
         count, draw = math.prod(sample_shape), generator(as_key(key))
@@ -68,13 +69,13 @@ class ParticlePosterior(Posterior):
 
 
 def smc(
-    key,
-    model: Callable,
+    key: ArrayLike,
+    model: Callable[..., Any],
     observation: dict[str, Any],
     likelihoods: dict[str, Any] | None = None,
     *,
-    model_args=(),
-    model_kwargs=None,
+    model_args: tuple[Any, ...] = (),
+    model_kwargs: dict[str, Any] | None = None,
     num_particles: int = 10_000,
     moves: int = 10,
     last_moves: int = 50,
@@ -104,7 +105,7 @@ def smc(
     return ParticlePosterior(sites, setting, likelihoods, parts[2], particles, log_evidence)
 
 
-def temper(key, densities, parts, particles, *, moves=10, last_moves=50, progress=True):
+def temper(key: ArrayLike, densities, parts, particles, *, moves=10, last_moves=50, progress=True):
     """Particles of the prior to particles of the posterior, and the log evidence."""
     scores = _score(densities, parts, particles)
     beta, log_evidence = 0.0, 0.0

@@ -197,7 +197,7 @@ def axes_of(embedding, rank: int) -> int:
     return min(getattr(embedding, "axes", 1), rank) if isinstance(embedding, Embedding) else 0
 
 
-def _network(embedding, shape) -> Callable:
+def _network(embedding, shape) -> Callable[..., Any]:
     """The function of an embedding, without weights."""
     if embedding is None or isinstance(embedding, Embedding):
         return embedding or _flat

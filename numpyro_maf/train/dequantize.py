@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.tree_util import register_dataclass
+from jax.typing import ArrayLike
 
 from numpyro_maf.flows.flow import Flow
 from numpyro_maf.pytrees import static
@@ -50,7 +51,7 @@ class Dequantize:
                 f"got {self.noise.context}"
             )
 
-    def sample(self, key, x, event_ndim: int = 1) -> tuple[Any, Any]:
+    def sample(self, key: ArrayLike, x: ArrayLike, event_ndim: int = 1) -> tuple[Any, Any]:
         """Events in the unit box and the noise's log-density, ``(..., *event) -> (..., *event), (...)``.
 
         :param event_ndim: how many axes an event has.
@@ -65,7 +66,9 @@ class Dequantize:
             log_prob = d.log_prob(noise, intermediates)
         return (x + noise) / self.levels, log_prob
 
-    def bound(self, flow: Flow, key, x, context=None, *, samples: int = 1):
+    def bound(
+        self, flow: Flow, key: ArrayLike, x: ArrayLike, context: ArrayLike | None = None, *, samples: int = 1
+    ):
         """A lower bound on ``log P(x)``, tighter with more samples: ``(N, *event_shape) -> (N,)``, in nats.
 
         Burda et al., *Importance Weighted Autoencoders* (2016), eq. 8.
@@ -84,11 +87,11 @@ class Dequantize:
         """Of the noise flow, None for uniform noise."""
         return None if self.noise is None else self.noise.weights
 
-    def with_weights(self, weights) -> Dequantize:
+    def with_weights(self, weights: Any) -> Dequantize:
         """The same with other :attr:`weights`."""
         return self if self.noise is None else replace(self, noise=self.noise.with_weights(weights))
 
 
-def bits_per_dimension(log_prob, features: int):
+def bits_per_dimension(log_prob: Any, features: int) -> Any:
     """``-log_prob / (D log 2)``: bits that a number costs, from nats an event."""
     return -log_prob / (features * math.log(2))

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 
 from numpyro_maf.flows.flow import Flow
 from numpyro_maf.flows.mades import Made
@@ -55,7 +56,13 @@ class FitResult(Described):
 
 
 def fit(
-    key, flow: Flow, x, context=None, *, dequantize: Dequantize | None = None, **options: Unpack[FitOptions]
+    key: ArrayLike,
+    flow: Flow,
+    x: ArrayLike,
+    context: ArrayLike | None = None,
+    *,
+    dequantize: Dequantize | None = None,
+    **options: Unpack[FitOptions],
 ) -> FitResult:
     """Fit a flow to data by maximum likelihood.
 
@@ -104,14 +111,14 @@ def _negative_bound(weights, parts, key, x, context=None):
 
 
 def fit_loss(
-    key,
+    key: ArrayLike,
     flow: Flow,
-    x,
+    x: ArrayLike,
     loss: Callable,
-    context=None,
+    context: ArrayLike | None = None,
     dequantize: Dequantize | None = None,
     *,
-    weights=None,
+    weights: ArrayLike | None = None,
     validation: Any = 0.1,
     standardize: bool = True,
     regression: bool | None = False,
@@ -141,7 +148,7 @@ def fit_loss(
         )
     if regression or (regression is None and _may_be_regressed(flow)):
         some = np.random.default_rng(0).permutation(rows)[:8192]
-        layer = start.regressed(x[some], context[some]).regression
+        layer = start.regressed(x[some], context[some]).regression  # type: ignore[index]  # it has a context
         layers = [layer] if regression else [jax.tree.map(jnp.zeros_like, layer), layer]
         flows = [start.with_regression(layer) for layer in layers]
     dtype = jax.tree.leaves(flow.weights)[0].dtype
@@ -160,7 +167,7 @@ def fit_loss(
     )  # fmt: skip
 
 
-def _inner(flow, dequantize, key) -> Callable:
+def _inner(flow, dequantize, key) -> Callable[..., Any]:
     """What takes events to where a flow scales them; columns that keep their units become 0."""
     count = itertools.count()
 
@@ -179,7 +186,7 @@ def _may_be_regressed(flow) -> bool:
     return scaled and getattr(flow, "regression", flow) is None
 
 
-def fit_mixture(flow: Made, x, context=None, *, steps: int = 1000) -> Made:
+def fit_mixture(flow: Made, x: ArrayLike, context: ArrayLike | None = None, *, steps: int = 1000) -> Made:
     """Learn the weights of a MADE's ensemble from rows it was not trained on, by expectation-maximisation.
 
     The log-likelihood is concave in the weights, so there is one maximum.
