@@ -164,7 +164,8 @@ def train(
         stopped = "interrupted"
     if state.best_epoch < 0:
         raise FloatingPointError("the validation loss was not finite in any epoch")
-    return Trained(state, stopped, not stopped and state.epochs >= max_epochs and state.idle < patience)
+    limited = not stopped and state.epochs >= max_epochs and state.idle < patience
+    return Trained(state, stopped, improving=limited and 4 * state.idle < state.epochs)
 
 
 def _judged(state: TrainState, patience: float, anneal: float, tolerance: float) -> TrainState:

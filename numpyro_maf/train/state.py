@@ -85,7 +85,7 @@ class Trained(Described):
 
     :param state: the state after the last finished epoch.
     :param stopped: ``"interrupted"``, ``"callback"``, or empty where training ended by itself.
-    :param improving: whether the limit of epochs ended it, before the patience did.
+    :param improving: whether the limit of epochs ended it, and its last quarter brought an improvement.
     """
 
     state: TrainState
