@@ -309,7 +309,7 @@ def test_weights_masks_and_failures_are_filtered_together():
     np.testing.assert_array_equal(found.held_out, mask[good])
     np.testing.assert_array_equal(found.arrays[0], sims["x"][good])
     np.testing.assert_allclose(found.theta, sims["theta"][good])
-    kept = prepared(flaky, sims, "x", failures="keep")
+    kept = prepared(flaky, sims, "x", failures="keep", weights=np.where(good, 1.0, np.nan))
     np.testing.assert_array_equal(kept.weights, good)
     np.testing.assert_allclose(kept.theta, sims["theta"])  # all may be atoms
     assert np.isfinite(kept.arrays[0]).all() and kept.excluded == sims.failed.sum()

@@ -287,10 +287,7 @@ def fit_posterior(
     flows = Ensemble.init(init_key, lambda k: builder(k, sites.width, context=width), ensemble)
     networks = stack([weights_of(k) for k in split(net_key, ensemble)])
     if flows.event_scale is not None:
-
-        def inner(part):
-            return np.where(flows.is_discrete, 0, flows.inner_events(part))
-
+        inner = lambda part: np.where(flows.is_discrete, 0, flows.inner_events(part))  # noqa: E731
         scale = scaling(vectors, np.flatnonzero(training), prepared.weights, inner)
         flows = Ensemble(replace(flows.flows, event_scale=stack([scale] * ensemble)))
     some, some_arrays = prepared.some, prepared.some_arrays
