@@ -39,7 +39,7 @@ class FitResult(Described):
     :param best_epoch: the epoch, from 0, whose weights were kept.
     :param dequantize: the noise of integer events, trained too; None without.
     :param stopped: ``"interrupted"``, ``"callback"``, or empty where training ended by itself.
-    :param improving: whether ``max_epochs`` ended it, before the patience did.
+    :param improving: whether the limit of epochs ended it, and its last quarter brought an improvement.
     """
 
     flow: Flow
