@@ -11,23 +11,28 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export MPLBACKEND = agg
 DATA ?= $(NUMPYRO_MAF_DATA)
 
-.PHONY: demo test test-all lint docs notebooks benchmark fits clean
+.PHONY: demo test test-all lint types docs notebooks benchmark fits clean
 
 demo: $(VENV)/ready
 	$(BIN)/python -m numpyro_maf.examples.smart_home --out out/smart_home
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest -n $(WORKERS) $(TESTS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --durations=15 $(TESTS)
 
 test-all: test
-	$(MAKE) test VENV=.venv312 PYTHON=$(PYTHON312) TESTS='-m "not slow"'
+	$(MAKE) test VENV=.venv312 PYTHON=$(PYTHON312) TESTS=--brief
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+types: $(VENV)/ready
+	bash tests/typing/check.sh $(BIN)/python
+
+docs: export JAX_DISABLE_MOST_OPTIMIZATIONS = 1
 docs: $(VENV)/ready
+	$(BIN)/python -m pytest -q -n $(WORKERS) docs
 	$(BIN)/sphinx-build -W -q -b html docs build/docs
 
 notebooks: $(VENV)/ready

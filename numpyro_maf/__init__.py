@@ -52,7 +52,12 @@ from numpyro_maf.train.dequantize import Dequantize, bits_per_dimension
 from numpyro_maf.train.likelihood import FitResult, fit, fit_mixture
 
 if TYPE_CHECKING:
-    from numpyro_maf import conditionals, datasets, diagnostics, embeddings, plots, sbi
+    from numpyro_maf import conditionals as conditionals
+    from numpyro_maf import datasets as datasets
+    from numpyro_maf import diagnostics as diagnostics
+    from numpyro_maf import embeddings as embeddings
+    from numpyro_maf import plots as plots
+    from numpyro_maf import sbi as sbi
 
 # Rooms that resolve on first use: plots bring matplotlib, data sets are for examples.
 _ROOMS = {
@@ -132,12 +137,9 @@ __all__ = [
     "circular",
     "complete",
     "conditionals",
-    "datasets",
     "decode",
-    "diagnostics",
     "distill",
     "elementwise",
-    "embeddings",
     "encode",
     "ffjord",
     "fit",
@@ -160,12 +162,10 @@ __all__ = [
     "npe",
     "nre",
     "nsf",
-    "plots",
     "random_flow_module",
     "realnvp",
     "sample_sites",
     "save",
-    "sbi",
     "simulate",
     "smc",
     "snle",

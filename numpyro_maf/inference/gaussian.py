@@ -92,9 +92,12 @@ def fit_gaussian(
         best = jax.tree.map(partial(jnp.where, better & (there[0] > best[0])), (there[0], *new), best)
         return (choose(new, (mean, root)), rate, choose(there, found), best), None
 
+    start = jnp.diag(jnp.full(width, scale)) if full else jnp.full(width, scale)
+    if not steps:
+        return loc, start
+
     @jax.jit
     def run():
-        start = jnp.diag(jnp.full(width, scale)) if full else jnp.full(width, scale)
         # From no draws and no scores the first step goes nowhere, and looks there.
         nothing = jnp.zeros((draws, width), loc.dtype)
         worst = jnp.array(-jnp.inf, loc.dtype)

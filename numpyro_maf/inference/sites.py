@@ -18,7 +18,6 @@ from jax.tree_util import register_dataclass
 from jax.typing import ArrayLike
 from numpyro.distributions.util import sum_rightmost
 
-from numpyro_maf import codec
 from numpyro_maf.codec import storable
 from numpyro_maf.flows.domains import is_real, of_one_number
 from numpyro_maf.flows.supports import bijection, categories
@@ -101,19 +100,6 @@ class Sites(Described):
         kept = [i for i, name in enumerate(self.names) if name in names]
         pick = lambda values: tuple(values[i] for i in kept)  # noqa: E731
         return Sites(pick(self.supports), pick(self.names), pick(self.shapes))
-
-    @property
-    def spec(self) -> dict[str, Any]:
-        """Itself as JSON-able values; :meth:`from_spec` is the way back.
-
-        :raises TypeError: for supports that are none of NumPyro's own.
-        """
-        return codec.write(self)
-
-    @classmethod
-    def from_spec(cls, spec: dict[str, Any]) -> Sites:
-        """The sites that :attr:`spec` describes."""
-        return codec.read(spec)
 
     @property
     def width(self) -> int:

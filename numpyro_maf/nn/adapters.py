@@ -8,17 +8,15 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from numpyro_maf.nn import embeddings
 from numpyro_maf.nn.embeddings import Embedding
 from numpyro_maf.nn.mlp import MLP
 
-__all__ = ["as_network", "encoder_from_spec", "encoder_to_spec"]
+__all__ = ["as_network"]
 
 
 def as_network(encoder, key, example, present=None) -> tuple[Any, Callable]:
@@ -57,30 +55,6 @@ def as_network(encoder, key, example, present=None) -> tuple[Any, Callable]:
         "encoder must be a tuple of widths, an Embedding such as DeepSet(), or a flax or equinox module, got "
         f"{type(encoder).__name__}"
     )
-
-
-def encoder_to_spec(encoder) -> Any:
-    """Widths, an embedding or None as JSON-able values; :func:`encoder_from_spec` is the way back.
-
-    :raises TypeError: for other networks, which are code.
-    """
-    if encoder is None or isinstance(encoder, tuple):
-        return encoder
-    kind = type(encoder)
-    if getattr(embeddings, kind.__name__, None) is not kind:
-        raise TypeError(f"a network of type {kind.__name__} cannot be described in a file")
-    return {"embedding": kind.__name__, **asdict(encoder)}
-
-
-def encoder_from_spec(spec) -> Any:
-    """The encoder that :func:`encoder_to_spec` describes."""
-    if not isinstance(spec, dict):
-        return spec if spec is None else tuple(spec)
-    options = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.items()}
-    name = options.pop("embedding")
-    if name not in embeddings.__all__:
-        raise ValueError(f"unknown embedding {name!r}, expected one of {embeddings.__all__}")
-    return getattr(embeddings, name)(**options)
 
 
 def _apply_mlp(net, x, present=None):
