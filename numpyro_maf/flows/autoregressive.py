@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from numpyro_maf.flows.bijectors import check_order
 from numpyro_maf.flows.coupling import Conditioned
 from numpyro_maf.flows.scalars import Affine, Scalar
+from numpyro_maf.flows.shapes import check_order
 from numpyro_maf.flows.sweeps import _compiled_forward, _compiled_inverse, enter
 from numpyro_maf.nn.masked import MaskedMLP
 from numpyro_maf.pytrees import static

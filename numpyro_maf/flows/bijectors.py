@@ -29,6 +29,7 @@ from numpyro.distributions.util import array_equiv
 
 from numpyro_maf.codec import storable
 from numpyro_maf.flows.domains import check_meeting
+from numpyro_maf.flows.shapes import check_width, zeros_of
 from numpyro_maf.pytrees import static
 
 __all__ = ["Bijector", "Chain", "Inverse", "Part"]
@@ -121,8 +122,6 @@ class Bijector(Transform):
         return jnp.broadcast_shapes(shape[:-1], self.batch_shape) + shape[-1:]
 
     inverse_shape = forward_shape
-
-    # Pytree -----------------------------------------------------------------------------------
 
     def tree_flatten(self):
         names, aux = [], {}
@@ -348,24 +347,3 @@ class Part(Bijector):
         at = np.array(self.indices)
         y, log_det = function(x[..., at])
         return x.astype(y.dtype).at[..., at].set(y), log_det
-
-
-def zeros_of(x, event_dim: int = 1):
-    """A zero log-determinant for events ``x``: ``(..., D) -> (...)``."""
-    shape = jnp.shape(x)
-    return jnp.zeros(shape[: len(shape) - event_dim], jnp.result_type(x, float))
-
-
-def check_width(x, features: int, name: str) -> None:
-    """Raise ValueError unless the last axis of ``x`` is ``features`` wide."""
-    shape = jnp.shape(x)
-    if not shape or shape[-1] != features:
-        raise ValueError(f"{name} expects events with last axis {features}, got an array of shape {shape}")
-
-
-def check_order(order, features: int) -> tuple[int, ...]:
-    """``order`` as a tuple of ints, or ValueError when it does not permute ``range(features)``."""
-    order = tuple(int(i) for i in order)
-    if sorted(order) != list(range(features)):
-        raise ValueError(f"order must hold each of 0..{features - 1} once, got {order}")
-    return order

@@ -17,7 +17,7 @@ import numpy as np
 from numpyro_maf.flows import conditionals
 from numpyro_maf.flows.assembly import Base, Features, KeyLike, Parts, builder, event_shape
 from numpyro_maf.flows.autoregressive import Autoregressive, InverseAutoregressive, MaskedAutoregressive
-from numpyro_maf.flows.bijectors import Bijector, check_order
+from numpyro_maf.flows.bijectors import Bijector
 from numpyro_maf.flows.conditionals import Conditional
 from numpyro_maf.flows.coupling import Elementwise
 from numpyro_maf.flows.coupling_builders import check_mixing, coupling_layers, expect_support
@@ -25,6 +25,7 @@ from numpyro_maf.flows.linear import LULinear
 from numpyro_maf.flows.mades import Made
 from numpyro_maf.flows.ode import FFJORD
 from numpyro_maf.flows.scalars import Affine, Scalar
+from numpyro_maf.flows.shapes import check_order
 from numpyro_maf.flows.splines import CircularSpline, RQSpline
 from numpyro_maf.rng import split
 

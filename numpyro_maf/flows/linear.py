@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import solve_triangular
 
-from numpyro_maf.flows.bijectors import Bijector, check_order, check_width, zeros_of
+from numpyro_maf.flows.bijectors import Bijector
 from numpyro_maf.flows.formulas import bounded
+from numpyro_maf.flows.shapes import check_order, check_width, zeros_of
 from numpyro_maf.pytrees import static
 from numpyro_maf.rng import normal, split
 

@@ -26,11 +26,11 @@ from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 
 from numpyro_maf.codec import storable
-from numpyro_maf.flows.bijectors import check_order
 from numpyro_maf.flows.columns import MADE, Columns
 from numpyro_maf.flows.conditionals import Conditional
 from numpyro_maf.flows.flow import Flow, Recipe
 from numpyro_maf.flows.linear import Standardize
+from numpyro_maf.flows.shapes import check_order
 from numpyro_maf.nn.masked import MaskedMLP
 from numpyro_maf.pytrees import static
 

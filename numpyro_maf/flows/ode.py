@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numpyro_maf.flows.bijectors import Bijector, check_width
-from numpyro_maf.flows.sweeps import check_context
+from numpyro_maf.flows.bijectors import Bijector
+from numpyro_maf.flows.shapes import check_context, check_width
 from numpyro_maf.nn.mlp import MLP
 from numpyro_maf.pytrees import static
 

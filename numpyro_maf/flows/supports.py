@@ -18,8 +18,9 @@ from numpyro.distributions import constraints
 from numpyro.distributions.transforms import IndependentTransform, Transform, biject_to
 from numpyro.distributions.util import array_equiv
 
-from numpyro_maf.flows.bijectors import Bijector, Inverse, check_width, zeros_of
+from numpyro_maf.flows.bijectors import Bijector, Inverse
 from numpyro_maf.flows.domains import EVENTS, of_one_number
+from numpyro_maf.flows.shapes import check_width, zeros_of
 from numpyro_maf.pytrees import static
 
 __all__ = [

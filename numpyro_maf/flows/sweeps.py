@@ -17,11 +17,10 @@ changes of ``x`` and ``p`` obey, for each dimension,
 
 where ``A`` and ``B`` are the scalar map's slopes in ``p`` and ``x`` and :math:`N_x` is the linearised
 network (through ``embed``, where a network sees several numbers of each value). This is triangular, so one
-more sweep solves it, and a sweep through the reversed network solves its transpose. Given to JAX as a linear
-solve, it is a rule for forward and reverse mode of every order; it stores one pass's activations and no
-trajectory. Reverse mode costs a pass, a sweep and a pass back.
-
-Inside this module arrays are units first, batch last, ``(H, B)``: the rows that a step needs are contiguous.
+more sweep solves it, and a sweep through the reversed network solves its transpose. As a linear solve it is
+a rule for both modes and every order; it stores one pass of activations and no trajectory. Reverse mode costs
+a pass, a sweep and a pass back.
+Arrays are units first, batch last, ``(H, B)``: the rows that a step needs are contiguous.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from numpyro_maf.flows.bijectors import check_width
+from numpyro_maf.flows.shapes import check_context, check_width
 from numpyro_maf.nn.init import ACTIVATIONS
 from numpyro_maf.nn.masked import Layers, MaskedMLP
 
@@ -190,14 +189,6 @@ def _blocks(features: int, degrees) -> tuple[Block, ...]:
             )
         )
     return tuple(blocks)
-
-
-def check_context(context, width: int, name: str) -> None:
-    """Raise ValueError unless the context is what a network of that context width expects."""
-    shape = None if context is None else jnp.shape(context)
-    if (shape[-1:] if shape is not None else ()) != ((width,) if width else ()) or (shape == ()):
-        expected = f"a context of width {width}" if width else "no context"
-        raise ValueError(f"{name} expects {expected}, got {'none' if shape is None else f'shape {shape}'}")
 
 
 # One event a column: x is (D, B), inputs (Q, D, B), params (P, D, B), theta = (Layers, offsets) ------
