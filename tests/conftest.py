@@ -1,21 +1,33 @@
-"""Registries: register a thing once, and every law of its kind runs on it."""
+"""Registries: register a thing once, and every law of its kind runs on it.
+
+Compilation is what tests cost. So one compiled program gives all facts of a member, and a law is an assertion
+about them; arrays come from NumPy, and members are made once.
+"""
 
 import itertools
 import math
 import os
 import pathlib
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
-import jax
-import jax.numpy as jnp
+import jaxlib
 import numpy as np
-import numpyro.distributions as dist
 import pytest
 
-import numpyro_maf as nm
-from numpyro_maf.flows.conditionals import Mixture
-from numpyro_maf.nn.masked import MaskedMLP
+if jaxlib.__version__.startswith("0.10."):  # later ones know no such option, and die of it
+    os.environ.setdefault(
+        "XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    )  # a third of the time to compile
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpyro.distributions as dist  # noqa: E402
+
+import numpyro_maf as nm  # noqa: E402
+from numpyro_maf.flows.conditionals import Mixture  # noqa: E402
+from numpyro_maf.nn.masked import MaskedMLP  # noqa: E402
 
 jax.config.update(
     "jax_compilation_cache_dir",
@@ -27,13 +39,51 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_disable_most_optimizations", True)
 
 
+# Sessions ----------------------------------------------------------------------------------------
+
 FINISHED = itertools.count(1)
+MAPS = pathlib.Path("/proc/self/maps")
 
 
 def pytest_runtest_teardown():
-    """Each compiled function holds memory maps, and a process may have only so many."""
-    if next(FINISHED) % 100 == 0:
+    """Each compiled function holds memory maps, of which a process may have 65,530 (vm.max_map_count)."""
+    if next(FINISHED) % 20 == 0 and MAPS.exists() and MAPS.read_bytes().count(b"\n") > 40_000:
         jax.clear_caches()
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--brief",
+        action="store_true",
+        help="one member of each kind, the first case of each test, and all of the files that touch versions",
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--brief"):
+        return
+    seen, kept, left = set(), [], []
+    for item in items:
+        function = item.nodeid.split("[")[0]
+        members = [mark.args[0] for mark in item.iter_markers("xdist_group")]
+        first = function not in seen or bool(BRIEF & set(members))
+        seen.add(function)
+        whole = item.path.stem in ("test_files", "test_diagnostics") or "arviz" in item.name
+        slow = item.get_closest_marker("slow") is not None
+        (kept if whole or (first and not slow) else left).append(item)
+    items[:] = kept
+    config.hook.pytest_deselected(items=left)
+
+
+# One of each kind.
+BRIEF = {
+    *("affine", "spline", "mixture", "quadratic", "circular"),
+    *("masked-context", "inverse-spline-context", "coupling-spline", "image", "lu", "actnorm", "logit"),
+    *("maf", "iaf-context", "nsf-coupling", "maf-bounded", "realnvp-image", "nis", "glow", "flowpp"),
+}
+
+
+# Members -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -46,26 +96,48 @@ class Case:
     order: tuple[int, ...] | None = None  # of autoregressive bijectors
     kind: str = "real"  # of the numbers in an event: "real", "unit" or "circle"
     event_shape: tuple[int, ...] = ()  # of flows of images
+    builder: Any = None  # of flows
 
     def __post_init__(self):
         if not self.event_shape:
             object.__setattr__(self, "event_shape", (self.features,))
 
     def __call__(self, seed=0):
-        """With weights far enough from the identity for a law to bite."""
-        return shaken(self.make(jax.random.key(seed)), seed + 1)
+        """With weights far enough from the identity for a law to bite, in the precision of the moment."""
+        return made(self, seed, bool(jax.config.jax_enable_x64))
+
+    def fresh(self, seed=0):
+        """As its constructor makes it."""
+        return fresh(self, seed)
+
+
+@lru_cache(None)
+def fresh(case, seed):
+    with jax.enable_x64(False):
+        return case.make(jax.random.key(seed))
+
+
+@lru_cache(None)
+def made(case, seed, wide):
+    narrow = shaken(fresh(case, seed), seed + 1)
+    return jax.tree.map(lambda a: jnp.asarray(np.asarray(a, float)), narrow) if wide else narrow
 
 
 def shaken(tree, seed, size=0.3):
-    """Every leaf plus noise, but positive scales and fixed parts stay as they are."""
-    if isinstance(tree, nm.Flow):
-        return tree.with_weights(shaken(tree.weights, seed, size))
-    if isinstance(tree, nm.Standardize):
-        return tree
-    leaves, structure = jax.tree.flatten(tree)
-    keys = jax.random.split(jax.random.key(seed), max(len(leaves), 1))
-    leaves = [a + size * jax.random.normal(k, jnp.shape(a)) for a, k in zip(leaves, keys)]
-    return jax.tree.unflatten(structure, leaves)
+    """Every weight plus noise, but positive scales and fixed parts stay as they are."""
+    if hasattr(tree, "with_weights"):
+        return tree.with_weights(noisy(tree.weights, seed, size))
+    return tree if isinstance(tree, nm.Standardize) else noisy(tree, seed, size)
+
+
+def noisy(tree, seed, size):
+    rng, dtype = np.random.default_rng(seed), jnp.result_type(float)
+    return jax.tree.map(lambda a: jnp.asarray(a + size * rng.normal(size=np.shape(a)).astype(dtype)), tree)
+
+
+def normals(seed, *shape):
+    """Standard normal numbers, in the precision of the moment."""
+    return np.random.default_rng(seed).normal(size=shape).astype(jnp.result_type(float))
 
 
 SCALARS = {
@@ -87,8 +159,8 @@ SCALARS = {
 def inside(kind, x):
     """Any real numbers, as numbers of a kind, and off the knots of equal bins."""
     if kind == "unit":
-        return 0.0123 + 0.97 * jax.nn.sigmoid(x)
-    return np.pi * jnp.sin(x) * 0.999 if kind == "circle" else x
+        return 0.0123 + 0.97 / (1 + np.exp(-x))
+    return np.pi * np.sin(x) * 0.999 if kind == "circle" else x
 
 
 def apart(kind, a, b):
@@ -153,7 +225,7 @@ BIJECTORS = {
     "coupling-unit": coupling(3, scalar=SCALARS["quadratic"]),
     "coupling-circular": coupling(3, scalar=SCALARS["circular"]),
     "attention": Case(
-        lambda key: nm.Chain(nm.flowpp(key, 4, context=2, transforms=2, hidden=(4,), heads=2).bijectors), 4, 2
+        lambda key: nm.Chain(nm.flowpp(key, 4, context=2, transforms=1, hidden=(4,), heads=2).bijectors), 4, 2
     ),
     "image": Case(
         lambda key: nm.Chain(nm.glow(key, (2, 2, 2), transforms=1, hidden=(4,), levels=1).bijectors), 8
@@ -181,6 +253,7 @@ def flow(builder, features, **options):
         options.get("context", 0),
         kind={nm.nis: "unit", nm.circular: "circle"}.get(builder, kind),
         event_shape=shape,
+        builder=builder,
     )
 
 
@@ -231,7 +304,7 @@ def context_of(case, *shape):
     """A context for a case, or None."""
     if not case.context:
         return None
-    return jax.random.normal(jax.random.key(7), (*shape, case.context))
+    return jnp.asarray(normals(7, *shape, case.context))
 
 
 def bound(case, bijector, *shape):
@@ -241,9 +314,10 @@ def bound(case, bijector, *shape):
 
 
 def parametrize(name, registry, only=lambda case: True):
-    chosen = {key: case for key, case in registry.items() if only(case)}
-    # The scope keeps the laws of one member together, and so on one worker: compiled once.
-    return pytest.mark.parametrize(name, chosen.values(), ids=chosen.keys(), scope="module")
+    """The laws of one member run together, on one worker, so that its facts are compiled once."""
+    group = pytest.mark.xdist_group
+    chosen = [pytest.param(case, id=key, marks=group(key)) for key, case in registry.items() if only(case)]
+    return pytest.mark.parametrize(name, chosen, scope="module")
 
 
 each_scalar = parametrize("scalar", SCALARS)

@@ -1,10 +1,13 @@
 """Calibration: what is right passes, and what is wrong is called by its name."""
 
+import html
+
 import numpy as np
 import pytest
 from scipy.stats import norm
 
-from numpyro_maf.diagnostics import coverage, sbc, tarp
+from numpyro_maf import HMM
+from numpyro_maf.diagnostics import coverage, psis, sbc, tarp
 
 RNG = np.random.default_rng(0)
 TRUTH = RNG.normal(size=(500, 2))
@@ -62,6 +65,20 @@ def test_discrete_posteriors_pass_all_three():
         tarp(draws[..., None], truth[:, None]).pvalue,
     ):
         assert found > 0.01
+
+
+def test_results_are_shown_by_their_verdicts():
+    for found in (sbc(draws(), TRUTH), tarp(draws(0.6), TRUTH), psis(RNG.normal(size=100))):
+        shown = repr(found)
+        name = type(found).__name__
+        assert shown.startswith(f"{name}: {found.verdict[:20]}") and len(shown) < 400
+        assert found._repr_html_() == f"<pre>{html.escape(shown)}</pre>"
+        assert str(found) == found.verdict and tuple(found) == found
+    chain = HMM(np.ones(3) / 3, np.eye(3), np.zeros((2, 5, 3)), np.arange(5) > 0)
+    assert repr(chain) == (
+        "HMM of 3 states over 5 steps, 80% observed\n  batch shape (2,), one transition matrix"
+    )
+    assert chain.sample(0, 7).shape == (7, 2, 5)
 
 
 def test_shapes_are_checked():

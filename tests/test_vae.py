@@ -15,8 +15,9 @@ def test_vae_of_digits(tmp_path):
     assert losses[-10:].mean() < 0.8 * losses[:10].mean()
     elbo, bound = vae.bounds(jax.random.key(1), x[:20], "MAF", guide, params, draws=8)
     assert np.isfinite(elbo) and elbo < bound < 0  # Burda et al. 2016, theorem 1
-    codes = guide.median(params, x[:4])["z"]
+    codes = jax.jit(guide.median)(params, x[:4])["z"]
     assert codes.shape == (4, vae.CODE)
-    rebuilt = vae.LEVELS * jax.nn.sigmoid(params["decoder"](None, codes)[..., 0, :])
+    decode = jax.jit(lambda decoder, codes: jax.nn.sigmoid(decoder(None, codes)[..., 0, :]))
+    rebuilt = vae.LEVELS * decode(params["decoder"], codes)
     vae.picture(tmp_path / "digits.png", x[:4], rebuilt, rebuilt)
     assert (tmp_path / "digits.png").stat().st_size > 3000

@@ -13,6 +13,7 @@ from typing import Any, Unpack
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 import numpyro
 import numpyro.distributions as dist
 from jax import Array
@@ -35,8 +36,8 @@ __all__ = ["Completer", "complete", "fit_completer"]
 def complete(
     key: ArrayLike,
     d: dist.Distribution,
-    x: ArrayLike,
-    seen: ArrayLike,
+    x: npt.ArrayLike,
+    seen: npt.ArrayLike,
     num_samples: int = 1000,
     *,
     method: str = "auto",
@@ -145,7 +146,7 @@ class Completer(Described):
         return [first, *(f"  {line}" for line in repr(self.flow).split("\n"))]
 
     def sample(
-        self, key: ArrayLike, x: ArrayLike, seen: ArrayLike, sample_shape: int | Sequence[int] = ()
+        self, key: ArrayLike, x: npt.ArrayLike, seen: npt.ArrayLike, sample_shape: int | Sequence[int] = ()
     ) -> Array:
         """Draws of the unseen numbers: ``sample_shape + (..., D)``, the seen ones as given.
 
