@@ -12,6 +12,7 @@ import pytest
 from numpyro.infer import MCMC, NUTS, SVI, Trace_ELBO
 from numpyro.infer.autoguide import AutoNormal
 from numpyro.infer.initialization import init_to_value
+from scipy import stats
 
 import numpyro_maf as nm
 from numpyro_maf import Joint
@@ -41,13 +42,14 @@ def model(y=None):
 
 
 def prior_draws(n, seed=0):
-    keys = jax.random.split(jax.random.key(seed), 4)
-    return {
-        "mu": dist.Normal(0, 1).sample(keys[0], (n,)),
-        "tau": dist.HalfNormal(1).sample(keys[1], (n,)),
-        "share": dist.Dirichlet(jnp.ones(3)).sample(keys[2], (n,)),
-        "theta": dist.Beta(2, 3).sample(keys[3], (n, 2)),
+    rng = np.random.default_rng(seed)
+    draws = {
+        "mu": rng.normal(size=n),
+        "tau": abs(rng.normal(size=n)),
+        "share": rng.dirichlet(np.ones(3), n),
+        "theta": rng.beta(2, 3, (n, 2)),
     }
+    return {name: value.astype(np.float32) for name, value in draws.items()}
 
 
 # Sites -------------------------------------------------------------------------------------------
@@ -57,9 +59,9 @@ def test_sites_round_trip_and_jacobian():
     sites = Sites.of(model, model_args=(0.5,))
     assert sites.names == ("mu", "tau", "share", "theta") and sites.width == 1 + 1 + 2 + 2
     values = prior_draws(4)
-    vector = sites.unconstrain(values)
+    vector = jax.jit(sites.unconstrain)(values)
     assert vector.shape == (4, 6)
-    for name, value in sites.constrain(vector).items():
+    for name, value in jax.jit(sites.constrain)(vector).items():
         np.testing.assert_allclose(value, values[name], rtol=1e-4, atol=1e-6)
 
     def free(vector):
@@ -75,7 +77,8 @@ def test_sites_round_trip_and_jacobian():
         "UnitInterval(lower_bound=0.0, upper_bound=1.0)"
         or len(repr(sites)) < 400
     )
-    assert sites.log_det(vector[0]).shape == () and sites.log_det(vector[None]).shape == (1, 4)
+    shapes = [jax.eval_shape(sites.log_det, v).shape for v in (vector[0], vector[None])]
+    assert shapes == [(), (1, 4)]
 
 
 def test_sites_say_what_they_cannot_hold():
@@ -104,8 +107,8 @@ def test_fit_sites_finds_the_density_on_the_supports():
     joint = nm.fit_sites(0, values, model, builder=small, **SMALL)
     new = prior_draws(500, seed=1)
     expected = (
-        dist.Normal(0, 1).log_prob(new["mu"]) + dist.HalfNormal(1).log_prob(new["tau"])
-        + dist.Dirichlet(jnp.ones(3)).log_prob(new["share"]) + dist.Beta(2, 3).log_prob(new["theta"]).sum(-1)
+        stats.norm.logpdf(new["mu"]) + stats.halfnorm.logpdf(new["tau"]) + np.log(2)  # Dirichlet(1, 1, 1)
+        + stats.beta(2, 3).logpdf(new["theta"]).sum(-1)
     )  # fmt: skip
     # The mean difference is the divergence: not below 0 but for noise, and small.
     found, draws = jax.jit(lambda new: (joint.log_prob(new), joint.sample(1, 1000)))(new)
