@@ -227,8 +227,12 @@ def test_log_prob_is_that_of_numpyros_transformed_distribution(case):
 def test_intermediates_score_the_sample(case):
     by_intermediates, alone = (facts(case)[name] for name in ("by_intermediates", "log_prob"))
     close(by_intermediates[:100], alone[:100], rtol=1e-3, atol=1e-3)
-    # Near the ends of a box single precision loses digits.
-    assert (abs(by_intermediates - alone) < 1e-3 * (1 + abs(alone))).mean() > 0.999
+    told = np.ones(len(alone), bool)
+    if case.kind == "unit":  # beside the ends of a box the draw itself is rounded, and its density with it
+        ends, rows = distribution(case).support.base_constraint, facts(case)["draws"].reshape(len(alone), -1)
+        told = ((rows > ends.lower_bound + 1e-4) & (rows < ends.upper_bound - 1e-4)).all(1)
+        assert told.mean() > 0.9
+    assert (abs(by_intermediates - alone) < 1e-3 * (1 + abs(alone)))[told].mean() > 0.999
     close(facts(case)["draws"], facts(case)["again"])
 
 

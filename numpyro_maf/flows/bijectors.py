@@ -88,7 +88,6 @@ class Bijector(Transform):
         return self.inputs_of(known)
 
     # What NumPyro asks for, from these -------------------------------------------------------
-
     def __call__(self, x):
         return self.forward_and_log_det(x)[0]
 
@@ -97,7 +96,7 @@ class Bijector(Transform):
 
     @property
     def inv(self) -> Bijector:
-        inverse = None if self._inv is None else self._inv()  # a weak reference, as in NumPyro
+        inverse = None if self._inv is None else self._inv()  # a weak reference
         if inverse is None:
             inverse = Inverse(self)
             object.__setattr__(self, "_inv", weakref.ref(inverse))
@@ -168,6 +167,8 @@ class Inverse(Bijector):
 
     @property
     def inv(self):
+        if self.bijector._inv is None or self.bijector._inv() is None:
+            object.__setattr__(self.bijector, "_inv", weakref.ref(self))
         return self.bijector
 
     @property
