@@ -151,8 +151,8 @@ def program(case):
     def jacobians(t, x, y):
         """Forwards in mode, and of the inverse in reverse; rows do not see each other."""
         units = jnp.eye(case.features)
-        _, pull = jax.vjp(t.inv, y)
-        pushed = jax.vmap(lambda e: jax.jvp(t, (x,), (jnp.broadcast_to(e, x.shape),))[1], out_axes=-1)(units)
+        push, (_, pull) = jax.linearize(t, x)[1], jax.vjp(t.inv, y)
+        pushed = jax.vmap(lambda e: push(jnp.broadcast_to(e, x.shape)), out_axes=-1)(units)
         pulled = jax.vmap(lambda e: pull(jnp.broadcast_to(e, x.shape))[0], out_axes=-2)(units)
         return pushed, pulled
 
@@ -183,9 +183,9 @@ def program(case):
             ]
         if case.order is not None:
             where = row, first(x, 3)
-            at["pushed"] = jax.jvp(nothing, where, direction(where, 1))[1]
-            value, pull = jax.vjp(nothing, *where)
-            at["pulled"] = pull(direction(value, 2))
+            value, pushed = jax.linearize(nothing, *where)
+            at["pushed"] = pushed(*direction(where, 1))
+            at["pulled"] = jax.linear_transpose(pushed, *where)(direction(value, 2))
             at["alone"] = jax.grad(lambda b: b(first(x, 3)).sum())(row)
         return at
 
@@ -220,22 +220,20 @@ def single(case):
     def run(b, context, x):
         def total(b, x):
             t = bind(b, context)
-            at = dict(
-                zip(
-                    ["y", "log_det", "inverse", "x_log_det"],
-                    (*t.forward_and_log_det(x), *t.inverse_and_log_det(x)),
-                )
-            )
+            at = dict(zip(BOTH, (*t.forward_and_log_det(x), *t.inverse_and_log_det(x))))
             return sum(jnp.mean(a) for a in at.values()), at
 
-        gradients, at = jax.grad(total, (0, 1), has_aux=True)(b, x)
-        t = bind(b, context)
-        back, inverse_log_det = t.inverse_and_log_det(at["y"])
-        return {**at, "back": back, "inverse_log_det": inverse_log_det, "again": t(back)}, gradients
+        return jax.grad(total, (0, 1), has_aux=True)(b, x)
 
-    context = context_of(case, 18)
-    shaken = jax.tree.map(lambda a: np.asarray(a)[:6], run(case(), context, x)[0])
-    return {"x": x[:6], **shaken}, jax.tree.map(np.asarray, run(case.fresh(), context, x))
+    def facts(b, x):
+        return jax.tree.map(np.asarray, run(b, context_of(case, 18), x))
+
+    at = facts(case(), x)[1]
+    there = facts(case(), at["forward"])[1]
+    again = facts(case(), there["inverse"])[1]
+    trips = dict(x=x, y=at["forward"], back=there["inverse"], again=again["forward"])
+    trips |= dict(log_det=at["forward_log_det"], inverse_log_det=there["inverse_log_det_at_x"])
+    return {name: value[:6] for name, value in trips.items()}, facts(case.fresh(), x)
 
 
 # Value, log-determinant and Jacobian ------------------------------------------------------------

@@ -76,14 +76,14 @@ def at(a, *index):
 def program(case):
     """All facts in one compilation, of a flow and three others; and how often it was traced.
 
-    Contexts are ``(2, 3, C)``; distributions are given the first one, a row of three, or all.
+    Contexts are ``(2, 3, C)``; distributions are given the first one, a row, or all.
     """
     traces = []
 
     @jax.jit
     def run(flow, others, context, key):
         traces.append(flow)
-        one, row = given(flow, at(context, 0, 0)), given(flow, at(context, 0))
+        one = given(flow, at(context, 0, 0))
         plain = dist.TransformedDistribution(one.base_dist, one.transforms)
         y, intermediates = one.sample_with_intermediates(key, (N,))
         facts = {
@@ -109,21 +109,20 @@ def program(case):
             "log_prob_of_draws": stacked.log_prob(x),
         }
         if case.context:
-            y = events(case, 4, 2, 3)
-            for name, d in [("row", row), ("all", flow(context))]:
-                facts[name] = {"draws": d.sample(key, (4,))}
-            facts["row"]["log_prob"] = row.log_prob(y[:, 0])
-            facts["all"]["log_prob"] = flow(context).log_prob(y)
+            y, whole = events(case, 4, 2, 3), flow(context)
+            facts["all"] = {"draws": whole.sample(key, (4,)), "log_prob": whole.log_prob(y)}
             by_context = jax.vmap(flow)(context)
             assert promote_batch_shape(by_context).batch_shape == (2, 3)
-            assert jax.eval_shape(lambda d: d.sample(key, (5,)), by_context).shape == (
-                5,
-                2,
-                3,
-                *case.event_shape,
-            )
+            shape = jax.eval_shape(lambda d: d.sample(key, (5,)), by_context).shape
+            assert shape == (5, 2, 3, *case.event_shape)
             facts["by_context"] = by_context.log_prob(y)
-            facts["of_draws"] = jax.grad(lambda f, c: f(c).sample(key).sum(), (0, 1))(flow, context[0])
+
+            def drawn(flow, context):
+                y = flow(context).sample(key)
+                return y.sum(), y
+
+            facts["of_draws"], row = jax.grad(drawn, (0, 1), has_aux=True)(flow, context[0])
+            facts["row"] = {"draws": row}
 
         # Gradients, of the events inside and of all.
         y, rows = edges(case), None if context is None else jnp.resize(context, (22, case.context))
@@ -239,27 +238,31 @@ def test_intermediates_score_the_sample(case):
 # Shapes ----------------------------------------------------------------------------------------
 
 
+def batches(case, shape):
+    """Draws of that batch shape, and events ``(n, *shape, D)`` with their log-densities and contexts."""
+    found, context = facts(case), np.asarray(context_of(case, 2, 3))
+    if not shape:
+        return found["draws"][:4], found["draws"][:4], found["log_prob"][:4], context[0, 0]
+    if shape == (2, 3):
+        return found["all"]["draws"], events(case, 4, 2, 3), found["all"]["log_prob"], context
+    rows = np.resize(context, (22, case.context))[:6]  # one row of batches, as long as there are edges
+    return found["row"]["draws"][None], edges(case)[None, :6], found["edges"][None, :6], rows
+
+
 @each_context_flow
 @pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
 def test_context_batches_become_batch_shape(case, shape):
-    d, context = distribution(case, *shape), np.asarray(context_of(case, 2, 3))
+    d = distribution(case, *shape)
     assert (d.batch_shape, d.event_shape) == (shape, case.event_shape)
-    first = jax.eval_shape(d.log_prob, jnp.zeros((*(1,) * (len(shape) > 0), *case.event_shape)))
-    assert first.shape == shape
-    if not shape:
-        x, log_prob, y = (facts(case)[name][:4] for name in ("draws", "log_prob", "draws"))
-        context = context[0, :1]
-    else:
-        name = "row" if len(shape) == 1 else "all"
-        x, log_prob, y = facts(case)[name]["draws"], facts(case)[name]["log_prob"], events(case, 4, 2, 3)
-        y, context = (y[:, 0], context[0]) if len(shape) == 1 else (y, context)
-    count = len(y)
-    assert x.shape == (4, *shape, *case.event_shape)
-    assert len(np.unique(x.reshape(-1, case.features), axis=0)) == 4 * math.prod(shape)
-    assert log_prob.shape == (count, *shape)
-    rows = np.reshape(y, (count, -1, *case.event_shape))
+    one = jax.eval_shape(d.log_prob, jnp.zeros((*(1,) * (len(shape) > 0), *case.event_shape)))
+    assert one.shape == shape
+    x, y, log_prob, context = batches(case, shape)
+    assert x.shape == (len(x), *shape, *case.event_shape)
+    assert len(np.unique(x.reshape(-1, case.features), axis=0)) == len(x) * math.prod(shape)
+    assert log_prob.shape == (len(y), *context.shape[:-1])
+    rows = np.reshape(y, (len(y), -1, *case.event_shape))
     one = [scores(case, 0, c, rows[:, i]) for i, c in enumerate(context.reshape(-1, case.context))]
-    close(log_prob.reshape(count, -1), np.stack(one, 1), rtol=1e-3, atol=1e-3)
+    close(log_prob.reshape(len(y), -1), np.stack(one, 1), rtol=1e-3, atol=1e-3)
 
 
 @each_flow
