@@ -6,12 +6,14 @@ r"""A hidden Markov chain over a table of emission log-densities.
 The table, ``log_density[t, k]`` = log p(observation at step t | state k), comes from any emission
 distribution, a flow for instance, in one parallel pass over all steps. Everything here is exact
 (Rabiner 1989, *A tutorial on hidden Markov models*, sections III.A-C), in log space, normalised at every
-step, with the normalisers added pairwise: thousands of float32 steps keep their precision.
+step, with the normalisers added pairwise: thousands of float32 steps keep their precision. Each method is
+compiled once for each shape.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -121,32 +123,31 @@ class HMM(Described, dist.Distribution):
 
     def log_prob(self, value: ArrayLike | None = None, intermediates: Any = None) -> Array:
         """``(..., T) -> (...)``: see the class. Without a value, the evidence."""
-        if value is None:
-            return self._evidence(self._table())
-        return self._known(value)
+        return self._evidence() if value is None else self._known(value)
 
     @validate_sample
     def _known(self, value: ArrayLike) -> Array:
         if jnp.shape(value)[-1:] != self.event_shape:
             raise ValueError(f"a path must be (..., {self.event_shape[0]}), got {jnp.shape(value)}")
-        value = jnp.asarray(value)[..., None]
-        known = (value < 0) | (value == jnp.arange(self._states))
-        return self._evidence(jnp.where(known, self._table(), -jnp.inf))
+        return self._evidence(jnp.asarray(value))
 
     @property
+    @jax.jit
     def marginals(self) -> Array:
         """``(..., T, K)``: the probability of each state at each step, given all observations.
 
         They are the derivative of the evidence by the table.
         """
-        return jax.grad(lambda table: self._evidence(table).sum())(self._table())
+        return jax.grad(lambda table: self._summed(table).sum())(self._table())
 
     @property
+    @jax.jit
     def filtered(self) -> Array:
         """``(..., T, K)``: the probability of each state at each step, given observations so far."""
         return jnp.exp(jnp.moveaxis(self._forward(self._table())[0], 0, -2))
 
     @property
+    @jax.jit
     def mode(self) -> Array:
         """``(..., T)``: the most probable path (Viterbi)."""
 
@@ -169,7 +170,10 @@ class HMM(Described, dist.Distribution):
 
     def sample(self, key: ArrayLike, sample_shape: int | Sequence[int] = ()) -> Array:
         """Paths from the posterior, by filtering forwards and sampling backwards."""
-        key, shape = as_key(key), (*as_shape(sample_shape), *self.batch_shape)
+        return self._paths(as_key(key), (*as_shape(sample_shape), *self.batch_shape))
+
+    @partial(jax.jit, static_argnums=2)
+    def _paths(self, key: Array, shape: tuple[int, ...]) -> Array:
         filtered, _ = self._forward(self._table())
         keys = jax.random.split(key, len(filtered))
 
@@ -221,8 +225,17 @@ class HMM(Described, dist.Distribution):
         filtered = jnp.concatenate([first[None], rest])
         return filtered, jnp.concatenate([normaliser[None], normalisers])
 
-    def _evidence(self, table: Array) -> Array:
+    def _summed(self, table: Array) -> Array:
         return _pairwise_sum(self._forward(table)[1])
+
+    @jax.jit
+    def _evidence(self, path: Array | None = None) -> Array:
+        """log p(the known states of a path, observations)."""
+        table = self._table()
+        if path is not None:
+            known = (path < 0)[..., None] | (path[..., None] == jnp.arange(self._states))
+            table = jnp.where(known, table, -jnp.inf)
+        return self._summed(table)
 
 
 def _log(p: Array) -> Array:
