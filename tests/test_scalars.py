@@ -47,10 +47,10 @@ def program(scalar):
         facts = dict(y=y, slope=slope, dy=dy, back=back, inverse_slope=inverse_slope, dx=dx)
         for name, function in [("forward", scalar.forward), ("inverse", scalar.inverse)]:
             # Each point has its own parameters, so that a gradient of the sum is one of each.
-            both = partial(lambda f, p, x: jnp.broadcast_arrays(*f(p, x)), function)
+            both = partial(lambda f, p, x: tuple(jnp.broadcast_arrays(*f(p, x))), function)
             facts[name], pull = jax.vjp(both, params, x)
             for value, basis in [("value", (one, 0 * one)), ("slope", (0 * one, one))]:
-                facts[f"{name} {value} gradient"] = pull(list(basis))
+                facts[f"{name} {value} gradient"] = pull(basis)
         facts["forth"] = scalar.forward(params, facts["inverse"][0])[0]
         facts["alone"] = scalar.forward(params[:, 4], x[4])
         facts["batch"] = scalar.forward(params[:, :6].reshape(-1, 2, 3), x[:6].reshape(2, 3))
