@@ -29,10 +29,12 @@ from numpyro_maf.flows.distributions import FlowDistribution
 from numpyro_maf.flows.flow import Flow
 from numpyro_maf.flows.linear import Standardize
 from numpyro_maf.inference.guides import describe_guide
-from numpyro_maf.inference.modules import flow_module
+from numpyro_maf.inference.modules import flat_flow_module, flat_param
+from numpyro_maf.inference.unconstrained import dependent_supports
 from numpyro_maf.nn.adapters import as_network
 from numpyro_maf.pytrees import Described
 from numpyro_maf.rng import as_key, as_shape
+from numpyro_maf.traces import run_once
 
 __all__ = ["AutoAmortized"]
 
@@ -47,13 +49,16 @@ class AutoAmortized(Described, AutoGuide):
     :param model: a model, or ``handlers.block(model, hide=[…])`` of one with global variables.
     :param plate: name of the plate in which all its latent variables are.
     :param inputs: ``(*args, **kwargs) -> (N, ...)``, the encoder's data of all rows, from the model's
-        arguments; None for the first argument. A pytree of arrays for an encoder that takes one.
+        arguments; None for the first argument. A pytree of arrays for an encoder that takes one. Where the
+        model takes a minibatch as its argument, and its plate says how many rows there are in all, they are
+        the minibatch's rows.
     :param encoder: see :func:`~numpyro_maf.encoders.as_network`; its results are the flow's context.
     :param builder: ``(key, features, *, context) -> Flow``.
     :param prefix: of the names of its sites; ``create_plates``: as for NumPyro's guides.
     :param init_loc_fn: where the latent variables start, one of NumPyro's strategies.
     :param quantile_samples: draws for :meth:`median` and :meth:`quantiles`.
-    :raises ValueError: for latent variables outside the plate.
+    :raises ValueError: for latent variables outside the plate, supports that depend on other sites, and
+        inputs that have neither as many rows as the plate nor as many as it draws.
     """
 
     def __init__(
@@ -83,6 +88,13 @@ class AutoAmortized(Described, AutoGuide):
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         super()._setup_prototype(*args, **kwargs)
+        params = {k: s["value"] for k, s in self.prototype_trace.items() if s["type"] == "param"}
+        dependent = dependent_supports(self.model, args, kwargs, self._init_locs, params)
+        if dependent:
+            raise ValueError(
+                f"the support of site {dependent[0]!r} depends on other sites or params, which AutoAmortized "
+                "does not follow: sample a site of constant support and compute this one from it"
+            )
         self._layout, locs = {}, []
         for name, site in self.prototype_trace.items():
             if site["type"] != "sample" or site["is_observed"]:
@@ -105,14 +117,16 @@ class AutoAmortized(Described, AutoGuide):
         weights, self._apply = as_network(self._encoder, jax.random.key(0), rows)
         context = jax.eval_shape(self._apply, weights, rows).shape[-1]
         self._flow = partial(self._builder, features=len(self._init_loc), context=context)
+        self._encoder_structure = jax.tree.structure(weights)
         self._init_encoder = lambda key: as_network(self._encoder, key, rows)[0]
 
     def _posterior(self, rows: Any) -> FlowDistribution:
         """The flow given each row, on the unconstrained scale: ``(B,)`` distributions of D numbers."""
         name = self.prefix
-        context = self._apply(numpyro.param(f"{name}_encoder", self._init_encoder), rows)
+        encoder = flat_param(f"{name}_encoder", self._encoder_structure, self._init_encoder)
+        context = self._apply(encoder, rows)
         loc = lax.stop_gradient(numpyro.param(f"{name}_loc", lambda key: self._init_loc))
-        flow = flow_module(name, self._flow)(context.reshape(len(context), *self._inner, -1))
+        flow = flat_flow_module(name, self._flow)(context.reshape(len(context), *self._inner, -1))
         return FlowDistribution(flow.base_dist, [*flow.transforms, Standardize(loc, jnp.ones_like(loc))])
 
     @property
@@ -129,23 +143,38 @@ class AutoAmortized(Described, AutoGuide):
             yield name, transform, jnp.moveaxis(part, lead, part.ndim - from_right)
             start += size
 
-    def _plates(self, data: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The plates, that of the rows as long as the data."""
+    def _plates(self, rows: int, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], bool]:
+        """The plates, that of the rows as the model has it; and whether its rows are all in the arguments."""
         plates = self._create_plates(*args, **kwargs)
-        if self.create_plates is None:
-            full, frame = len(jax.tree.leaves(data)[0]), self._frame
-            subsampled = frame.size != self._prototype_frame_full_sizes[self.plate]
-            size = min(frame.size, full) if subsampled else None
-            plates[self.plate] = numpyro.plate(self.plate, full, subsample_size=size, dim=frame.dim)
-        return plates
+        if self.create_plates is not None:
+            return plates, True
+        full, size = self._sizes(*args, **kwargs)
+        if rows not in (full, size):
+            raise ValueError(
+                f"inputs must give the {full} rows of plate {self.plate!r}, or the {size} that it draws, "
+                f"got {rows}"
+            )
+        plates[self.plate] = numpyro.plate(self.plate, full, subsample_size=size, dim=self._frame.dim)
+        return plates, rows == full
+
+    def _sizes(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        """How many rows the model's plate has with these arguments, and how many of them it draws."""
+        found = []
+
+        def look() -> None:
+            plate = run_once(self.model, args, kwargs)[self.plate]
+            found.append((plate["args"][0], len(plate["value"])))
+
+        jax.eval_shape(look)  # nothing is computed
+        return found[0]
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Array]:
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
-        data = self._inputs(*args, **kwargs)
-        plates = self._plates(data, *args, **kwargs)
+        data = jax.tree.map(jnp.asarray, self._inputs(*args, **kwargs))
+        plates, whole = self._plates(len(jax.tree.leaves(data)[0]), *args, **kwargs)
         with plates[self.plate] as index:
-            posterior = self._posterior(jax.tree.map(lambda a: jnp.asarray(a)[index], data))
+            posterior = self._posterior(jax.tree.map(lambda a: a[index], data) if whole else data)
             auxiliary = {"is_auxiliary": True}
             latent = numpyro.sample(f"_{self.prefix}_latent", posterior, infer=auxiliary)
         result = {}

@@ -17,9 +17,11 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 from numpyro.handlers import replay, seed, substitute
+from numpyro.infer.autoguide import AutoContinuous
 from numpyro.infer.util import log_density
 
 from numpyro_maf.diagnostics import PSIS, psis
+from numpyro_maf.inference.rows import Rows, find_plate, score_rows
 from numpyro_maf.inference_data import to_arviz
 from numpyro_maf.pytrees import Described
 from numpyro_maf.rng import as_key
@@ -27,20 +29,38 @@ from numpyro_maf.rng import as_key
 __all__ = ["GuideCheck", "check_guide", "draw_and_score"]
 
 
+# What can be done where the weights do not hold, by what was checked.
+_NEURAL = "simulate more, or in rounds near the observation, or run NUTS if the model has a density"
+_ROWS = "train longer, with a wider encoder or another flow, or sample these rows by NUTS"
+_NEUTRA = "train longer, choose another flow, or use it in NeuTra"
+_OTHER = "train longer, choose a guide that fits more, or run NUTS"
+_BLIND = "a mode that no draw reached does not show"
+
+
 @dataclass(frozen=True, repr=False)
 class GuideCheck(Described):
     """The result of :func:`check_guide`; printing it gives the verdict.
 
-    :param samples: the guide's draws by site, ``(S, ...)``, deterministic sites included.
-    :param elbo: their mean log-weight, in nats.
-    :param log_evidence: log of their mean weight: the model's evidence, if the weights hold.
-    :param psis: Pareto-smoothed weights and their k-hat.
+    Weights are read at draws of the guide. So they cannot tell of a mode of the posterior that no draw
+    reached: where there may be several, start from many places (``starts`` of the flow guides), or compare
+    with tempered or long MCMC.
+
+    :param samples: the guide's draws by site, ``(S, ...)``, deterministic sites included. By row: of the rows
+        that were checked, without deterministic sites.
+    :param elbo: their mean log-weight, in nats. By row: that of all rows, reckoned from those checked.
+    :param log_evidence: log of their mean weight: the model's evidence, if the weights hold. NaN where
+        variables outside the rows were held.
+    :param psis: Pareto-smoothed weights and their k-hat; by row, of the row with the greatest k-hat.
+    :param advice: what to do where the weights do not hold.
+    :param rows: for a guide that is judged row by row, what was found of each; else None.
     """
 
     samples: dict[str, Array]
     elbo: float
     log_evidence: float
     psis: PSIS
+    advice: str = _NEURAL
+    rows: Rows | None = None
 
     @property
     def khat(self) -> float:
@@ -50,13 +70,23 @@ class GuideCheck(Described):
     @property
     def verdict(self) -> str:
         """One sentence: whether to use the guide as it is, its weighted draws, or neither."""
-        count, share = len(self.psis.log_weights), self.psis.ess / len(self.psis.log_weights)
-        figures = f"k-hat {self.khat:.2f}, effective {self.psis.ess:.0f} of {count} draws"
-        if self.khat >= self.psis.threshold:
-            return f"do not trust it: {figures}; train longer, choose another flow, or use it in NeuTra"
-        if share < 0.9:
-            return f"use the weighted draws, not the guide's own: {figures}"
-        return f"good as it is: {figures}"
+        each = self.rows.psis if self.rows else (self.psis,)
+        count = len(self.psis.log_weights)
+        ess = min(p.ess for p in each)
+        figures = f"k-hat {self.khat:.2f}, effective {ess:.0f} of {count} draws"
+        if self.rows:
+            figures = f"{len(each)} of {self.rows.full} rows of {self.rows.plate!r}, worst {figures}"
+            figures += f", given one draw of {', '.join(self.rows.held)}" if self.rows.held else ""
+        bad = [i for i, p in enumerate(each) if p.khat >= p.threshold]
+        if bad:
+            which = ""
+            if self.rows:
+                shown = ", ".join(str(i) for i in self.rows.index[bad[:5]])
+                which = f" for {len(bad)} rows ({shown}{', ...' if len(bad) > 5 else ''})"
+            return f"do not trust it{which}: {figures}; {self.advice}"
+        if ess < 0.9 * count:
+            return f"use the weighted draws, not the guide's own: {figures}; {_BLIND}"
+        return f"good as it is: {figures}; {_BLIND}"
 
     def _describe(self) -> list[str]:
         sites = ", ".join(f"{name} {jnp.shape(value)[1:]}" for name, value in self.samples.items())
@@ -68,17 +98,34 @@ class GuideCheck(Described):
         return f"ELBO {self.elbo:.3f}, log evidence {self.log_evidence:.3f}; {self.verdict}"
 
     def resample(self, key: ArrayLike, num_samples: int | None = None) -> dict[str, Array]:
-        """Draws by site, each as probable as its weight: importance resampling (with replacement)."""
-        log_weights = jnp.asarray(self.psis.log_weights)
-        count = len(log_weights) if num_samples is None else num_samples
-        rows = np.asarray(jax.random.categorical(as_key(key), log_weights, shape=(count,)))
-        return {name: value[rows] for name, value in self.samples.items()}
+        """Draws by site, each as probable as its weight: importance resampling (with replacement).
+
+        By row, each row is resampled by its own weights.
+        """
+        key = as_key(key)
+        count = len(self.psis.log_weights) if num_samples is None else num_samples
+        if self.rows is None:
+            log_weights = jnp.asarray(self.psis.log_weights)
+            chosen = np.asarray(jax.random.categorical(key, log_weights, shape=(count,)))
+            return {name: value[chosen] for name, value in self.samples.items()}
+        log_weights = jnp.asarray(np.stack([p.log_weights for p in self.rows.psis]))
+        picked = jax.random.categorical(key, log_weights, shape=(count, len(log_weights)))
+        columns, drawn = jnp.arange(len(log_weights)), {}
+        for name, value in self.samples.items():
+            axis = self.rows.axes.get(name)
+            if axis is None:
+                drawn[name] = jnp.repeat(value[:1], count, 0)
+            else:
+                drawn[name] = jnp.moveaxis(jnp.moveaxis(value, axis, 1)[picked, columns], 1, axis)
+        return drawn
 
     def mean(self, function: Callable[[dict[str, Array]], Any]) -> Any:
-        """The posterior mean of a function of the sites, by the weighted draws.
+        """The posterior mean of a function of the sites, by the weighted draws; by row, of resampled ones.
 
         :param function: of one draw, a dictionary by site; gives arrays.
         """
+        if self.rows is not None:
+            return jax.tree.map(lambda v: v.mean(0), jax.vmap(function)(self.resample(0)))
         weights = jnp.exp(jnp.asarray(self.psis.log_weights))
         return jax.tree.map(lambda v: jnp.tensordot(weights, v, 1), jax.vmap(function)(self.samples))
 
@@ -106,19 +153,51 @@ def check_guide(
     """Draw from a guide, any of NumPyro's, weigh each draw by the model, and say whether to believe it.
 
     Yao, Vehtari, Simpson & Gelman, *Yes, but Did It Work?* (2018): the weights ``p(x, z) / q(z)`` tell how
-    far the guide is from the posterior, and mend it where it is near.
+    far the guide is from the posterior, and mend it where it is near. Where the posterior falls apart into
+    the rows of a plate (all sites are in it, or it is subsampled), each row has weights and a k-hat of its
+    own, for the rows of one subsample; variables outside the plate are held at one draw, and not judged.
 
     :param key: a ``jax.random`` key.
     :param params: of a trained guide, such as ``svi_result.params``.
     :param args: of model and guide, with ``kwargs``.
     :param num_samples: S.
+    :raises ValueError: where no draw has a finite weight; and for subsampled models that cannot be judged by
+        row: two subsampled plates, no variables of the guide in the plate, or rows that depend on each other.
     """
+    key = as_key(key)
+    plate = find_plate(model, guide, params, args, kwargs)
+    if plate is not None:
+        samples, raw, rows_of, outside = score_rows(
+            key, model, guide, params, args, kwargs, plate, num_samples
+        )
+        rows = rows_of(tuple(_weigh(column) for column in raw.T))
+        whole = rows.full / len(rows.index)
+        elbo = whole * raw.mean(0).sum() + outside
+        log_evidence = whole * _log_mean(raw).sum() + outside if not rows.held else math.nan
+        worst = max(rows.psis, key=lambda p: p.khat)
+        return GuideCheck(samples, float(elbo), float(log_evidence), worst, _ROWS, rows)
     samples, log_weights = draw_and_score(key, model, guide, params, args, kwargs, num_samples)
     raw = np.asarray(log_weights, np.float64)
-    finite = np.where(np.isnan(raw), -np.inf, raw)
-    found = psis(finite)
-    log_evidence = np.logaddexp.reduce(finite) - math.log(num_samples)
-    return GuideCheck(samples, float(raw.mean()), float(log_evidence), found)
+    advice = _NEUTRA if isinstance(guide, AutoContinuous) else _OTHER
+    return GuideCheck(samples, float(raw.mean()), float(_log_mean(raw)), _weigh(raw), advice)
+
+
+def _finite(raw: np.ndarray) -> np.ndarray:
+    return np.where(np.isnan(raw), -np.inf, raw)
+
+
+def _log_mean(raw: np.ndarray) -> Any:
+    """Log of the mean weight, over the first axis."""
+    return np.logaddexp.reduce(_finite(raw), 0) - math.log(len(raw))
+
+
+def _weigh(raw: np.ndarray) -> PSIS:
+    if not np.isfinite(raw).any():
+        raise ValueError(
+            "no draw of the guide has a finite weight: its parameters are not finite, or its draws lie where "
+            "the model has no density"
+        )
+    return psis(_finite(raw))
 
 
 def draw_and_score(

@@ -22,7 +22,7 @@ import numpyro.distributions as dist
 from jax import Array, lax
 from jax.typing import ArrayLike
 from numpyro import handlers
-from numpyro.distributions.transforms import LowerCholeskyAffine
+from numpyro.distributions.transforms import LowerCholeskyAffine, biject_to
 from numpyro.infer.autoguide import AutoContinuous
 from numpyro.infer.initialization import init_to_median
 
@@ -34,7 +34,8 @@ from numpyro_maf.flows.linear import Standardize
 from numpyro_maf.flows.scalars import Affine, Compose
 from numpyro_maf.flows.splines import RQSpline
 from numpyro_maf.inference.gaussian import fit_gaussian
-from numpyro_maf.inference.modules import flow_module
+from numpyro_maf.inference.modules import flat_flow_module
+from numpyro_maf.inference.unconstrained import constrain, dependent_supports, run_from
 from numpyro_maf.pytrees import Described, short
 from numpyro_maf.rng import as_key, as_shape
 
@@ -90,6 +91,9 @@ class FlowGuide(Described, AutoContinuous):
         support = self._flow(jax.random.key(0))().support
         if not is_real(support):
             raise ValueError(f"builder must make flows with real events, got {support}")
+        self._arguments = args, kwargs
+        params = {k: s["value"] for k, s in self.prototype_trace.items() if s["type"] == "param"}
+        self._dependent = dependent_supports(self.model, args, kwargs, self._init_locs, params)
 
         def log_density(z: Array) -> Array:
             return -self._potential_fn(self._unpack_latent(z))
@@ -98,24 +102,44 @@ class FlowGuide(Described, AutoContinuous):
         with handlers.block():
             self._gaussian = fit_gaussian(jax.random.key(0), log_density, *start, steps=self._warmup)
 
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Array]:
+        """Draw all sites of the model; with its arguments."""
+        if self.prototype_trace is None:
+            self._setup_prototype(*args, **kwargs)
+        posterior = self._get_posterior()
+        latent = numpyro.sample(f"_{self.prefix}_latent", posterior, infer={"is_auxiliary": True})
+        last = posterior.transforms[-1]
+        scale = last.scale_tril if isinstance(last, LowerCholeskyAffine) else last.scale
+        numbers = self._unpack_latent(tame(latent, scale))
+        sites = self.prototype_trace
+        if self._dependent:
+            sites = run_from(self.model, args, kwargs, numbers)
+        result = {}
+        for name, number in numbers.items():
+            fn = sites[name]["fn"]
+            value, log_det = constrain(fn, number)
+            delta = dist.Delta(value, log_density=-log_det, event_dim=fn.event_dim)
+            result[name] = numpyro.sample(name, delta)
+        return result
+
     def _get_posterior(self) -> FlowDistribution:
         name = self.prefix
         loc = lax.stop_gradient(numpyro.param(f"{name}_loc", lambda key: self._gaussian[0]))
         scale = lax.stop_gradient(numpyro.param(f"{name}_scale", lambda key: self._gaussian[1]))
-        gaussian = LowerCholeskyAffine(loc, scale) if scale.ndim == 2 else Standardize(loc, scale)
-        flow = flow_module(name, self._flow)()
+        gaussian = LowerCholeskyAffine(loc, jnp.tril(scale)) if scale.ndim == 2 else Standardize(loc, scale)
+        flow = flat_flow_module(name, self._flow)()
         return FlowDistribution(flow.base_dist, [*flow.transforms, gaussian])
 
     def _flow(self, key: ArrayLike) -> Flow:
         return self._builder(key, self.latent_dim)
 
     def get_base_dist(self) -> dist.Distribution:
-        """The flow's base distribution."""
+        """The flow's base distribution, with the weights it starts with if it has any."""
         return self._flow(jax.random.key(0))().base_dist
 
     def get_posterior(self, params: dict[str, Any]) -> FlowDistribution:
         """The distribution of all latent variables in one vector, on the unconstrained scale."""
-        return FlowDistribution(self.get_base_dist(), self.get_transform(params).parts)
+        return handlers.substitute(self._get_posterior, params)()
 
     def sample_posterior(
         self,
@@ -125,9 +149,36 @@ class FlowGuide(Described, AutoContinuous):
         sample_shape: int | Sequence[int] = (),
         **kwargs: Any,
     ) -> dict[str, Array]:
-        """Draws by site, ``sample_shape + site.shape``, deterministic sites included."""
-        shape = as_shape(sample_shape)
-        return super().sample_posterior(as_key(rng_key), params, *args, sample_shape=shape, **kwargs)
+        """Draws by site, ``sample_shape + site.shape``, deterministic sites included.
+
+        :param args: the model's arguments, with ``kwargs``; none for those the guide was set up with.
+        """
+        draws = self.get_posterior(params).sample(as_key(rng_key), as_shape(sample_shape))
+        return self._unpack_and_constrain(draws, params, *args, **kwargs)
+
+    def _unpack_and_constrain(
+        self, latent_sample: Array, params: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> dict[str, Array]:
+        """``(..., D)`` to values by site; where they depend on each other, by a run of the model for each draw."""
+        kinds = {k: s["type"] for k, s in self.prototype_trace.items()}
+        if not (self._dependent or "deterministic" in kinds.values()):
+            numbers = self._unpack_latent(latent_sample)
+            sites = self.prototype_trace
+            return {k: biject_to(sites[k]["fn"].support)(number) for k, number in numbers.items()}
+        if not (args or kwargs):
+            args, kwargs = self._arguments
+        shape = jnp.shape(latent_sample)[:-1]
+
+        def one(latent: Array) -> dict[str, Array]:
+            numbers = self._unpack_latent(latent)
+            known = {k: v for k, v in params.items() if kinds.get(k) == "param"}
+            trace = run_from(self.model, args, kwargs, numbers, known)
+            shown = [k for k, s in trace.items() if k in numbers or s["type"] == "deterministic"]
+            return {k: trace[k]["value"] for k in shown}
+
+        with handlers.block():
+            rows = lax.map(one, latent_sample.reshape(-1, latent_sample.shape[-1]))
+        return jax.tree.map(lambda a: a.reshape(*shape, *a.shape[1:]), rows)
 
     def median(self, params: dict[str, Any]) -> dict[str, Array]:
         """Posterior medians by site, from draws."""
@@ -136,10 +187,36 @@ class FlowGuide(Described, AutoContinuous):
     def quantiles(self, params: dict[str, Any], quantiles: ArrayLike | Sequence[float]) -> dict[str, Array]:
         """Posterior quantiles by site, ``quantiles.shape + site.shape``, from draws.
 
-        They are those of the numbers on the unconstrained scale, so each lies in the support.
+        They are those of the numbers on the unconstrained scale, so each lies in the support. Where supports
+        depend on other sites they are those of the values themselves, number by number.
         """
         draws = self.get_posterior(params).sample(jax.random.key(0), (self._quantile_samples,))
-        return self._unpack_and_constrain(jnp.quantile(draws, jnp.asarray(quantiles), 0), params)
+        levels = jnp.asarray(quantiles)
+        if self._dependent:
+            values = self._unpack_and_constrain(draws, params)
+            return jax.tree.map(lambda value: jnp.quantile(value, levels, 0), values)
+        return self._unpack_and_constrain(jnp.quantile(draws, levels, 0), params)
+
+
+@jax.custom_vjp
+def tame(z: Array, scale: Array) -> Array:
+    """``z``, with its gradient dropped where it is not finite, and shortened where it is astronomical.
+
+    One draw at which the model overflows would end a training otherwise: the gradient is a sum over draws.
+
+    :param z: ``(..., D)``; ``scale``: ``(D, D)`` or ``(D,)``, the units in which gradients are measured.
+    """
+    return z
+
+
+def _tamed(scale: Array, gradient: Array) -> tuple[Array, Array]:
+    largest = jnp.abs(gradient @ scale if scale.ndim == 2 else gradient * scale).max(-1, keepdims=True)
+    finite = jnp.isfinite(gradient).all(-1, keepdims=True) & jnp.isfinite(largest)
+    factor = jnp.where(finite, jnp.minimum(1, 100 / jnp.maximum(largest, 1)), 0)
+    return jnp.where(finite, gradient, 0) * factor, jnp.zeros_like(scale)
+
+
+tame.defvjp(lambda z, scale: (z, scale), _tamed)
 
 
 def describe_guide(guide: Any, builder: Callable[..., Flow], width: int | None) -> list[str]:

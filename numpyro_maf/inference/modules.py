@@ -36,6 +36,24 @@ def flow_module(name: str, flow: Flow | Callable[..., Flow], *, frozen: bool = F
     return template.with_weights(numpyro.param(f"{name}$params", init))
 
 
+def flat_flow_module(name: str, flow: Callable[..., Flow]) -> Flow:
+    """As :func:`flow_module`, but the value of the param site is a plain tuple of arrays.
+
+    ``SteinVI`` measures each param site, and looks into tuples and dictionaries alone. Weights given as any
+    other pytree, such as a flow's own, are taken as well.
+
+    :param name: prefix of the site's name; ``flow``: a function ``key -> Flow``.
+    """
+    template, init = _template(flow)
+    return template.with_weights(flat_param(f"{name}$params", jax.tree.structure(template.weights), init))
+
+
+def flat_param(name: str, structure: Any, init: Callable[[Any], Any]) -> Any:
+    """A pytree of parameters, of a given structure, whose param site holds a tuple of its arrays."""
+    leaves = numpyro.param(name, lambda key: tuple(jax.tree.leaves(init(key))))
+    return jax.tree.unflatten(structure, jax.tree.leaves(leaves))
+
+
 def random_flow_module(
     name: str, flow: Flow | Callable[..., Flow], prior: dist.Distribution | Callable[..., dist.Distribution]
 ) -> Flow:
