@@ -1,16 +1,26 @@
 # Copyright Contributors to the numpyro_maf project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""What was learned, in one safetensors file, its structure as JSON in the header. Loading runs no code."""
+"""What was learned, in one safetensors file, its structure as JSON in the header. Loading runs no code.
+
+A file is checked before it is believed: its SHA-256 digest, the version, the kinds and fields of its
+structure, the shape and type of each array, that all weights are finite, and that the parts fit together.
+Whatever does not hold is a ValueError, the only exception that the contents of a file can cause.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save as as_bytes
 
 from numpyro_maf import codec, migrations
 from numpyro_maf.flows.flow import Flow
@@ -19,7 +29,7 @@ from numpyro_maf.sbi import NeuralPosterior, Ratio
 
 __all__ = ["load", "save"]
 
-_HEADER = "numpyro_maf"
+_HEADER, _DIGEST = "numpyro_maf", "sha256"
 _VERSION = 2
 _LEARNED = (Flow, Joint, NeuralPosterior, Ratio)
 
@@ -27,52 +37,119 @@ _LEARNED = (Flow, Joint, NeuralPosterior, Ratio)
 def save(path: str | os.PathLike[str], learned: Flow | Joint | NeuralPosterior | Ratio) -> None:
     """Write what was learned to a file, weights by name.
 
-    Of a neural posterior the model, which is code, is not written: see ``with_model``.
+    The file is replaced at once when it is complete, so that an interrupted call leaves the old one. Of a
+    neural posterior the model, which is code, is not written: see ``with_model``.
 
     :param learned: a flow, also one from :func:`~numpyro_maf.nle`; a joint distribution over named sites;
         what :func:`~numpyro_maf.npe` or :func:`~numpyro_maf.nre` gave.
     :raises TypeError: for something else, and for a base distribution, a support or an embedding that cannot
         be described as JSON.
+    :raises ValueError: for weights that are not finite.
     """
     if not isinstance(learned, _LEARNED):
         raise TypeError(
             "save takes a Flow, a Joint, a NeuralPosterior or a Ratio, got "
             f"{type(learned).__qualname__}; of a distribution save the flow that gave it"
         )
+    _check_finite(learned)
     arrays: dict[str, Any] = {}
     structure = codec.write(learned, arrays)
-    header = json.dumps({"version": _VERSION, "structure": structure}, sort_keys=True)
-    save_file(arrays, path, metadata={_HEADER: header})
+    about = {"version": _VERSION, "structure": structure}
+    if isinstance(learned, Flow) and learned.recipe is not None:
+        about["spec"] = learned.spec  # for people: loading reads the structure
+    header = json.dumps(about, sort_keys=True)
+    data = as_bytes(arrays, metadata={_HEADER: header, _DIGEST: _digest(header, arrays)})
+    path = Path(path)
+    part = path.with_name(f"{path.name}.part{os.getpid()}")
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def load(path: str | os.PathLike[str]) -> Any:
     """Read what :func:`save` wrote to a file, of this version or an earlier one; densities are bit-equal.
 
-    :raises ValueError: when the file is not such a file, was written by a later version, its arrays do not
-        fit its structure, or it holds float64 and JAX is not set to use it.
+    :raises ValueError: when the file is damaged, is not such a file, was written by a later version, its
+        arrays do not fit its structure, or it holds float64 and JAX is not set to use it.
+    :raises OSError: when the file cannot be opened.
     """
+    with open(path, "rb"):  # what is wrong with the path is an OSError, what is wrong in the file is not
+        pass
     try:
-        opened = safe_open(path, "numpy")
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from error
-    with opened as file:
-        metadata = file.metadata() or {}
-        if _HEADER not in metadata:
-            raise ValueError(f"{path} was not written by numpyro_maf.save")
-        header = json.loads(metadata[_HEADER])
-        if header["version"] > _VERSION:
-            raise ValueError(
-                f"{path} has format version {header['version']}, this is {_VERSION}: please upgrade"
-            )
-        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    try:
+        header, arrays = _opened(path)
         if header["version"] == 1:
-            return migrations.from_version_1(header, arrays)
-        learned = codec.read(header["structure"], arrays)
+            learned = migrations.from_version_1(header, arrays)
+        else:
+            learned = codec.read(header["structure"], arrays)
         if arrays:
             raise ValueError(f"does not fit its own structure: {', '.join(sorted(arrays))}")
         if not isinstance(learned, _LEARNED):
             raise ValueError(f"holds a {type(learned).__qualname__}, which save does not write")
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        _check_finite(learned)
+        _check_fit(learned)
+    except Exception as error:  # a file from a stranger may hold anything: whatever it causes is its fault
+        raise ValueError(f"{path}: {error or type(error).__name__}") from error
     return learned
+
+
+def _opened(path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Header and arrays of a file whose digest is right."""
+    try:
+        opened = safe_open(path, "numpy")
+    except Exception as error:
+        raise ValueError(f"is damaged or not a safetensors file: {error}") from error
+    with opened as file:
+        metadata = file.metadata() or {}
+        if _HEADER not in metadata:
+            raise ValueError("was not written by numpyro_maf.save")
+        text = metadata[_HEADER]
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    digest, expected = metadata.get(_DIGEST), _digest(text, arrays)
+    header = json.loads(text)
+    version = header["version"]
+    if version not in range(1, _VERSION + 1):
+        raise ValueError(f"has format version {version}, this is {_VERSION}: please upgrade")
+    if digest != expected and (digest is not None or version > 1):  # version 1 had none
+        raise ValueError("is damaged: its SHA-256 digest does not fit its contents")
+    return header, arrays
+
+
+def _digest(header: str, arrays: dict[str, np.ndarray]) -> str:
+    """SHA-256 of the header and of all names, types, shapes and numbers."""
+    found = hashlib.sha256(header.encode())
+    for name, array in sorted(arrays.items()):
+        found.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        found.update(np.ascontiguousarray(array).data if array.size else b"")
+    return found.hexdigest()
+
+
+def _check_finite(learned) -> None:
+    weights = learned.weights if isinstance(learned, Flow) else learned
+    for path, leaf in jax.tree_util.tree_flatten_with_path(weights)[0]:
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) and not np.isfinite(leaf).all():
+            raise ValueError(f"weights are not finite at {jax.tree_util.keystr(path)}")
+
+
+def _check_fit(learned) -> None:
+    """Trace a density, which costs no memory: weights of the wrong shapes raise."""
+    flow = getattr(learned, "flow", getattr(learned, "flows", learned))
+    if not isinstance(flow, Flow):
+        return
+    x = jax.ShapeDtypeStruct((2, *flow.event_shape), jnp.result_type(float))
+    context = jax.ShapeDtypeStruct((2, flow.context), x.dtype) if flow.context else None
+
+    def score(flow, x, context):
+        return flow(context).log_prob(x)
+
+    errors: list[Exception] = []
+    for _ in range(3):  # a stack of flows, as vmap makes them, is scored flow by flow
+        try:
+            jax.eval_shape(score, flow, x, context)
+        except (TypeError, ValueError) as error:
+            errors.append(error)
+            score = jax.vmap(score, (0, None, None))
+        else:
+            return
+    raise ValueError(f"its weights do not fit together: {errors[0]}")

@@ -39,6 +39,7 @@ def from_version_1(header: dict[str, Any], arrays: dict[str, Any]) -> Any:
     :param header: with ``kind`` and ``spec``; ``arrays``: by name, taken out as they are used.
     :raises ValueError: for an unknown kind, and a file whose arrays do not fit its structure.
     """
+    _check_sizes(header, sum(a.size for a in arrays.values()))
     readers = {"flow": _flow, "joint": _joint, "posterior": _posterior, "ratio": _ratio}
     kind, spec = header["kind"], header["spec"]
     if kind not in readers:
@@ -47,6 +48,21 @@ def from_version_1(header: dict[str, Any], arrays: dict[str, Any]) -> Any:
     if arrays:
         raise ValueError(f"does not fit its own structure: {', '.join(sorted(arrays))}")
     return learned
+
+
+def _check_sizes(spec, numbers: int, name: str = "the structure") -> None:
+    """Refuse networks that are larger than the file, before any is made."""
+    if isinstance(spec, dict):
+        for key, value in spec.items():
+            _check_sizes(value, numbers, key)
+    elif isinstance(spec, list):
+        whole = [n for n in spec if isinstance(n, int)]
+        if name == "hidden" and any(a * b > numbers for a, b in zip(whole, whole[1:])):
+            raise ValueError(f"has {numbers} numbers, too few for hidden={spec}")
+        for value in spec:
+            _check_sizes(value, numbers, name)
+    elif isinstance(spec, int) and spec > max(numbers, 64):
+        raise ValueError(f"has {numbers} numbers, too few for {name}={spec}")
 
 
 class _Arrays:

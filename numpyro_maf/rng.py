@@ -76,7 +76,7 @@ def split(key, count: int = 2) -> list[Any]:
 
 
 def normal(key, shape):
-    """As ``jax.random.normal`` of this shape, number for number; a NumPy array where the key is known."""
+    """``jax.random.normal`` of this shape, up to rounding; a NumPy array where the key is known."""
     size = math.prod(shape)
     room = max(2**12, 1 << (size - 1).bit_length())
     if isinstance(key, jax.core.Tracer):

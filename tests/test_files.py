@@ -1,8 +1,10 @@
 """Files: what is saved comes back bit-equal, files of earlier versions load, and bad ones are refused."""
 
+import hashlib
 import json
 import pathlib
 import pickle
+import tracemalloc
 from dataclasses import replace
 
 import jax
@@ -170,13 +172,23 @@ def saved(tmp_path):
     return tmp_path / "flow"
 
 
-def rewrite(path, change):
-    """The same file with its header and arrays changed."""
+def digest_of(text, arrays):
+    found = hashlib.sha256(text.encode())
+    for name in sorted(arrays):
+        found.update(
+            f"{name} {arrays[name].dtype.str} {arrays[name].shape}".encode() + arrays[name].tobytes()
+        )
+    return found.hexdigest()
+
+
+def rewrite(path, change, digest=digest_of):
+    """The same file with its header and arrays changed, as by somebody who can also write a digest."""
     arrays = load_file(path)
     with safe_open(path, "numpy") as file:
         header = json.loads(file.metadata()["numpyro_maf"])
     change(header, arrays)
-    save_file(arrays, path, metadata={"numpyro_maf": json.dumps(header)})
+    text = json.dumps(header)
+    save_file(arrays, path, metadata={"numpyro_maf": text, "sha256": digest(text, arrays)})
 
 
 def later(header, arrays):
@@ -193,6 +205,16 @@ def more(header, arrays):
 
 def widen(header, arrays):
     arrays[".event_scale.loc"] = np.zeros(3, np.float32)
+
+
+def not_a_number(header, arrays):
+    arrays[".bijectors[0].net.weights[0]"][0, 0, 0] = np.nan
+
+
+def unlike(header, arrays):
+    name = ".bijectors[0].net.weights[0]"
+    arrays[name] = np.ones((5, 5, 5), np.float32)
+    header["structure"]["bijectors"][0]["net"]["weights"][0]["shape"] = [5, 5, 5]
 
 
 def other_class(header, arrays):
@@ -220,6 +242,8 @@ def other_base(header, arrays):
         (drop, "does not fit its own structure: .event_scale.loc"),
         (more, "does not fit its own structure: stowaway"),
         (widen, r"event_scale.loc has shape \(3,\) and type float32, expected \(2,\)"),
+        (not_a_number, r"weights are not finite at .*net.weights\[0\]"),
+        (unlike, "flow"),
         (other_class, "event_scale holds an unknown kind 'os.system'"),
         (other_fields, "does not fit a BijectorFlow: hook"),
         (other_root, "does not fit its own structure: x"),
@@ -232,9 +256,46 @@ def test_files_that_do_not_fit_are_refused(saved, change, message):
         nm.load(saved)
 
 
+def test_each_flipped_bit_is_noticed(saved):
+    right = saved.read_bytes()
+    for where in np.random.default_rng(0).integers(len(right) * 8, size=300):
+        wrong = bytearray(right)
+        wrong[where // 8] ^= 1 << where % 8
+        saved.write_bytes(wrong)
+        with pytest.raises(ValueError, match="flow"):
+            nm.load(saved)
+    saved.write_bytes(right)
+    nm.load(saved)
+    rewrite(saved, lambda header, arrays: None, digest=lambda text, arrays: "0" * 64)
+    with pytest.raises(ValueError, match="damaged: its SHA-256 digest does not fit"):
+        nm.load(saved)
+
+
+@pytest.mark.parametrize("hidden", [[8000, 8000], [10**9], [10**6, 10**6]])
+def test_networks_larger_than_the_file_are_not_made(hidden, tmp_path):
+    path = tmp_path / "wide"
+    path.write_bytes((VERSION_1 / "flow_maf.safetensors").read_bytes())
+    rewrite(path, lambda header, arrays: header["spec"].update(hidden=hidden))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="too few for hidden"):
+        nm.load(path)
+    assert tracemalloc.get_traced_memory()[1] < 1e6
+    tracemalloc.stop()
+
+
+def test_what_is_not_finite_is_not_saved(tmp_path):
+    flow = FLOWS["maf"]()
+    broken = flow.with_weights(jax.tree.map(lambda a: a.at[0].set(jnp.nan), flow.weights))
+    nm.save(tmp_path / "flow", flow)
+    before = (tmp_path / "flow").read_bytes()
+    with pytest.raises(ValueError, match="weights are not finite"):
+        nm.save(tmp_path / "flow", broken)
+    assert [p.read_bytes() for p in tmp_path.iterdir()] == [before]
+
+
 def test_foreign_and_damaged_files_are_refused(saved, tmp_path):
     save_file({"a": np.zeros(2)}, tmp_path / "foreign")
-    with pytest.raises(ValueError, match="foreign was not written by numpyro_maf.save"):
+    with pytest.raises(ValueError, match="foreign: was not written by numpyro_maf.save"):
         nm.load(tmp_path / "foreign")
     (tmp_path / "short").write_bytes(saved.read_bytes()[:-10])
     (tmp_path / "pickle").write_bytes(pickle.dumps({"a": 1}))
@@ -250,8 +311,8 @@ def test_the_file_is_safetensors_with_json(saved):
     data = saved.read_bytes()
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + size])
-    structure = json.loads(header["__metadata__"]["numpyro_maf"])["structure"]
-    assert structure == codec.write(FLOWS["maf"](), {})
+    about = json.loads(header["__metadata__"]["numpyro_maf"])
+    assert about["structure"] == codec.write(FLOWS["maf"](), {}) and about["spec"] == FLOWS["maf"]().spec
     assert len(data) == 8 + size + 4 * sum(a.size for a in jax.tree.leaves(FLOWS["maf"]()))
 
 

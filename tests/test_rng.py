@@ -31,8 +31,11 @@ def test_keys_of_another_generator_stay_its_own():
 @pytest.mark.parametrize("shape", [(), (7,), (5, 3), (70, 80)])
 def test_normals_are_those_of_jax(shape):
     expected = jax.random.normal(KEYS["typed"], shape)
-    np.testing.assert_array_equal(normal(KEYS["typed"], shape), expected)
-    np.testing.assert_array_equal(jax.jit(lambda key: normal(key, shape))(KEYS["typed"]), expected)
+    # The bits are the same; the last digits of erf_inv depend on how a processor's program is vectorised.
+    np.testing.assert_allclose(normal(KEYS["typed"], shape), expected, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(
+        jax.jit(lambda key: normal(key, shape))(KEYS["typed"]), expected, rtol=1e-6, atol=1e-6
+    )
 
 
 def test_an_integer_is_a_key():
