@@ -164,7 +164,7 @@ def check_guide(
     :raises ValueError: where no draw has a finite weight; and for subsampled models that cannot be judged by
         row: two subsampled plates, no variables of the guide in the plate, or rows that depend on each other.
     """
-    key = as_key(key)
+    key = jnp.asarray(as_key(key))
     plate = find_plate(model, guide, params, args, kwargs)
     if plate is not None:
         samples, raw, rows_of, outside = score_rows(

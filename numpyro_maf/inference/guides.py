@@ -11,12 +11,14 @@ variables for each row of a subsampled plate is in :mod:`numpyro_maf.inference.a
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from jax import Array, lax
@@ -24,7 +26,7 @@ from jax.typing import ArrayLike
 from numpyro import handlers
 from numpyro.distributions.transforms import LowerCholeskyAffine, biject_to
 from numpyro.infer.autoguide import AutoContinuous
-from numpyro.infer.initialization import init_to_median
+from numpyro.infer.initialization import init_to_median, init_to_sample
 
 from numpyro_maf.flows.builders import iaf, maf, nsf
 from numpyro_maf.flows.distributions import FlowDistribution
@@ -33,7 +35,8 @@ from numpyro_maf.flows.flow import Flow
 from numpyro_maf.flows.linear import Standardize
 from numpyro_maf.flows.scalars import Affine, Compose
 from numpyro_maf.flows.splines import RQSpline
-from numpyro_maf.inference.gaussian import fit_gaussian
+from numpyro_maf.inference.gaussian import fit_gaussian, fit_modes, search
+from numpyro_maf.inference.mixtures import GaussianMixture, standardized
 from numpyro_maf.inference.modules import flat_flow_module
 from numpyro_maf.inference.unconstrained import constrain, dependent_supports, run_from
 from numpyro_maf.pytrees import Described, short
@@ -60,8 +63,14 @@ class FlowGuide(Described, AutoContinuous):
     :param init_scale: standard deviation at the start, on the unconstrained scale.
     :param warmup: steps of each round of :func:`fit_gaussian`, which takes the start to the posterior; 0 to
         stay at the start.
+    :param starts: from how many places the Gaussian is looked for: where ``init_loc_fn`` says, and draws of
+        the prior, some with noise of 3, 10 and 30 added. None for 3, and for 12 for each of several modes.
+    :param modes: at most so many modes of the posterior get a Gaussian of their own, weighed by importance
+        weights; the flow's base is then their mixture, in place of the builder's.
     :param quantile_samples: draws for :meth:`median` and :meth:`quantiles`.
-    :raises ValueError: for a builder whose flows have other than real events.
+    :raises ValueError: for a builder whose flows have other than real events; and at set-up where no start
+        leads to a finite density. It warns where the Gaussian has not arrived. Inside a compiled function
+        neither is known.
     """
 
     def __init__(
@@ -73,13 +82,21 @@ class FlowGuide(Described, AutoContinuous):
         init_loc_fn: Callable[..., Any] = init_to_median,
         init_scale: float = 0.1,
         warmup: int = 30,
+        starts: int | None = None,
+        modes: int = 1,
         quantile_samples: int = 10_000,
     ) -> None:
         if init_scale <= 0:
             raise ValueError(f"init_scale must be positive, got {init_scale}")
+        if modes < 1 or (starts is not None and starts < modes):
+            raise ValueError(f"modes must be 1 or more, starts at least as many, got {modes} and {starts}")
+        if modes > 1 and not warmup:
+            raise ValueError("modes are found in the warm-up, got warmup=0")
         self._builder = builder
         self._init_scale = init_scale
         self._warmup = warmup
+        self._modes = modes
+        self._starts = (3 if modes == 1 else 12 * modes) if starts is None else starts
         self._quantile_samples = quantile_samples
         super().__init__(model, prefix=prefix, init_loc_fn=init_loc_fn)
 
@@ -95,12 +112,57 @@ class FlowGuide(Described, AutoContinuous):
         params = {k: s["value"] for k, s in self.prototype_trace.items() if s["type"] == "param"}
         self._dependent = dependent_supports(self.model, args, kwargs, self._init_locs, params)
 
+        with handlers.block():
+            self._gaussian, self._mixture = self._start(args, kwargs)
+
+    def _start(self, args: Any, kwargs: Any) -> tuple[tuple[Array, Array], Any]:
+        """The Gaussian, and the mixture of several modes in its coordinates or None."""
+
         def log_density(z: Array) -> Array:
             return -self._potential_fn(self._unpack_latent(z))
 
-        start = self._init_latent, self._init_scale
-        with handlers.block():
-            self._gaussian = fit_gaussian(jax.random.key(0), log_density, *start, steps=self._warmup)
+        key, steps = jax.random.key(0), self._warmup
+        if not steps:
+            return fit_gaussian(key, log_density, self._init_latent, self._init_scale, steps=0), None
+        starts = self._starting_points(key, args, kwargs)
+        if self._modes == 1:
+            found = search(key, log_density, starts, self._init_scale, steps=steps)
+            self._say(found.elbo, found.gain)
+            return (found.loc, found.scale), None
+        log_weights, found = fit_modes(key, log_density, starts, self._init_scale, self._modes, steps=steps)
+        self._say(found.elbo.max(), found.gain[0])
+        mixture, gaussian = standardized(log_weights, found.loc, found.scale)
+        return gaussian, mixture
+
+    def _starting_points(self, key: Array, args: Any, kwargs: Any) -> Array:
+        """``(N, D)``: where ``init_loc_fn`` starts; then draws of the prior, every other one with noise."""
+
+        def draw(key: Array) -> Array:
+            drawn = handlers.substitute(handlers.seed(self.model, key), substitute_fn=init_to_sample)
+            trace = handlers.trace(drawn).get_trace(*args, **kwargs)
+            sites = [trace[name] for name in self._init_locs]
+            numbers = [biject_to(site["fn"].support).inv(site["value"]) for site in sites]
+            return jnp.concatenate([number.ravel() for number in numbers])
+
+        count = self._starts - 1
+        if not count:
+            return self._init_latent[None]
+        draw_key, noise_key = jax.random.split(key)
+        draws = jax.vmap(draw)(jax.random.split(draw_key, count))
+        radius = np.resize([0.0, 3.0, 0.0, 10.0, 0.0, 30.0], count)[:, None]
+        draws = draws + radius * jax.random.normal(noise_key, draws.shape, draws.dtype)
+        return jnp.concatenate([self._init_latent[None], jnp.where(jnp.isfinite(draws), draws, 0)])
+
+    def _say(self, elbo: Array, gain: Array) -> None:
+        """Say where the Gaussian did not arrive, if that is known before the program runs."""
+        if isinstance(elbo, jax.core.Tracer):
+            return
+        advice = "give init_loc_fn a place near the posterior, such as init_to_value, or more starts"
+        if not np.isfinite(elbo):
+            raise ValueError(f"the model's density is finite around none of {self._starts} starts: {advice}")
+        if gain > 100:
+            message = f"the guide's Gaussian was still improving, by {gain:.3g} nats: {advice}"
+            warnings.warn(message, stacklevel=2)
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Array]:
         """Draw all sites of the model; with its arguments."""
@@ -128,13 +190,19 @@ class FlowGuide(Described, AutoContinuous):
         scale = lax.stop_gradient(numpyro.param(f"{name}_scale", lambda key: self._gaussian[1]))
         gaussian = LowerCholeskyAffine(loc, jnp.tril(scale)) if scale.ndim == 2 else Standardize(loc, scale)
         flow = flat_flow_module(name, self._flow)()
-        return FlowDistribution(flow.base_dist, [*flow.transforms, gaussian])
+        base = flow.base_dist
+        if self._modes > 1:
+            mixture = numpyro.param(f"{name}_modes", lambda key: self._mixture)
+            base = GaussianMixture(*lax.stop_gradient(mixture))
+        return FlowDistribution(base, [*flow.transforms, gaussian])
 
     def _flow(self, key: ArrayLike) -> Flow:
         return self._builder(key, self.latent_dim)
 
     def get_base_dist(self) -> dist.Distribution:
-        """The flow's base distribution, with the weights it starts with if it has any."""
+        """The base distribution, with the weights it starts with if it has any."""
+        if self._modes > 1:
+            return GaussianMixture(*self._mixture)
         return self._flow(jax.random.key(0))().base_dist
 
     def get_posterior(self, params: dict[str, Any]) -> FlowDistribution:
@@ -159,7 +227,7 @@ class FlowGuide(Described, AutoContinuous):
     def _unpack_and_constrain(
         self, latent_sample: Array, params: dict[str, Any], *args: Any, **kwargs: Any
     ) -> dict[str, Array]:
-        """``(..., D)`` to values by site; where they depend on each other, by a run of the model for each draw."""
+        """``(..., D)`` to values by site; by a run of the model where they depend on each other."""
         kinds = {k: s["type"] for k, s in self.prototype_trace.items()}
         if not (self._dependent or "deterministic" in kinds.values()):
             numbers = self._unpack_latent(latent_sample)
