@@ -5,20 +5,24 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import jax
 from numpyro import handlers
 from numpyro.infer.initialization import init_to_uniform
 
-__all__ = ["latent_names", "run_once"]
+__all__ = ["ONE_AT_A_TIME", "latent_names", "run_once"]
+
+# NumPyro keeps one stack of handlers for all threads, so models run one at a time.
+ONE_AT_A_TIME = threading.RLock()
 
 
 def run_once(model, model_args=(), model_kwargs=None, seed: int = 0) -> dict[str, Any]:
     """The trace of one run of a model; sites with improper priors, which draw nothing, are started."""
     seeded = handlers.seed(model, jax.random.key(seed))
     started = handlers.substitute(seeded, substitute_fn=init_to_uniform)
-    with handlers.block():
+    with ONE_AT_A_TIME, handlers.block():
         return dict(handlers.trace(started).get_trace(*model_args, **(model_kwargs or {})))
 
 

@@ -1,9 +1,7 @@
 """Likelihood-free inference against models whose posteriors are known."""
 
-import json
 import math
 import time
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 
@@ -20,7 +18,7 @@ from scipy.stats import norm
 import numpyro_maf as nm
 from numpyro_maf import sbi
 from numpyro_maf.nn.embeddings import DeepSet
-from numpyro_maf.sbi import Simulations, Simulator
+from numpyro_maf.sbi import Simulator
 from numpyro_maf.sbi.methods import Method, Proposal, Truncated
 from numpyro_maf.sbi.neural_posterior import fit_posterior
 from numpyro_maf.sbi.options import PosteriorOptions
@@ -166,92 +164,6 @@ def test_numbers_that_are_not_finite_are_failures():
     for learn in (nm.nle, nm.nre):
         with pytest.raises(ValueError, match="failures='exclude'"):
             learn(0, flaky, sims)
-
-
-def test_process_pool_is_the_default_for_host_simulators():
-    sims = nm.simulate(jax.random.key(3), host_model, 6, progress=False)
-    by_threads = nm.simulate(jax.random.key(3), host_model, 6, executor=ThreadPoolExecutor(1), progress=False)
-    np.testing.assert_array_equal(sims["x"], by_threads["x"])
-
-
-def test_dask_runs_simulators():
-    distributed = pytest.importorskip("distributed")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the cluster, not of ours
-        with distributed.Client(
-            processes=False, n_workers=1, threads_per_worker=2, dashboard_address=None
-        ) as client:
-            sims = nm.simulate(
-                jax.random.key(3), host_model, 6, executor=client.get_executor(), progress=False
-            )
-    assert sims.errors == {} and sims["x"].shape == (6, 2)
-
-
-def test_stores_are_mapped_and_resumed(tmp_path, monkeypatch):
-    from numpyro_maf.sbi import simulations as module
-
-    monkeypatch.setattr(module, "CHUNK", 40)
-    run = partial(nm.simulate, jax.random.key(0), gaussian, 100, store=tmp_path / "s", progress=False)
-    real, calls = module._chunk, []
-
-    def interrupted(*args):
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return real(*args)
-
-    monkeypatch.setattr(module, "_chunk", interrupted)
-    with pytest.warns(UserWarning, match="interrupted after 40 of 100"):
-        assert len(run()["x"]) == 40
-    monkeypatch.setattr(module, "_chunk", real)
-    sims = run()
-    np.testing.assert_array_equal(
-        sims["x"], nm.simulate(jax.random.key(0), gaussian, 100, progress=False)["x"]
-    )
-    assert isinstance(Simulations.open(tmp_path / "s")["x"], np.memmap)
-    assert json.loads((tmp_path / "s" / "about.json").read_text())["done"] == 100
-    with pytest.raises(ValueError, match="another call"):
-        nm.simulate(jax.random.key(1), gaussian, 100, store=tmp_path / "s", progress=False)
-
-
-def test_stores_of_other_models_and_arguments_are_refused(tmp_path):
-    run = partial(nm.simulate, jax.random.key(0), store=tmp_path / "s", progress=False)
-    run(mixed, 10)
-    with pytest.raises(ValueError, match="another model"):
-        run(gaussian, 10)
-    with pytest.raises(ValueError, match="another call"):
-        run(mixed, 10, given={"shift": np.zeros(10)})
-
-
-class Interrupted(ThreadPoolExecutor):
-    """Work until the third task, as if the user then lost patience."""
-
-    def submit(self, fn, *args):
-        self.count = getattr(self, "count", 0) + 1
-        if self.count == 3:
-            raise KeyboardInterrupt
-        future = super().submit(fn, *args)
-        future.result()
-        return future
-
-
-def host_half(key, theta):
-    return theta / 2
-
-
-def host_halves(x=None):
-    theta = numpyro.sample("theta", dist.Normal(0, 1))
-    numpyro.sample("x", Simulator(host_half, theta), obs=x)
-
-
-def test_interrupted_calls_on_the_host_are_resumed(tmp_path):
-    run = partial(nm.simulate, jax.random.PRNGKey(0), host_halves, 128, store=tmp_path / "s", progress=False)
-    with pytest.raises(KeyboardInterrupt):
-        run(executor=Interrupted(1))
-    assert not (tmp_path / "s" / "about.json").exists()
-    sims = run(executor=ThreadPoolExecutor(1))
-    assert not sims.errors
-    np.testing.assert_allclose(sims["x"], sims["theta"] / 2, rtol=1e-6)
 
 
 def padded(x=None):

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from numpyro import handlers
 
 from numpyro_maf.sbi.handlers import learned
+from numpyro_maf.sbi.passes import runs
 from numpyro_maf.sbi.posterior import Setting
-from numpyro_maf.sbi.simulations import runs
 
 __all__ = ["Densities", "log_prior", "prior_draws"]
 

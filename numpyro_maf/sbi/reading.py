@@ -15,7 +15,7 @@ from numpyro.distributions import constraints
 
 from numpyro_maf.flows.supports import categories
 from numpyro_maf.inference.sites import Sites
-from numpyro_maf.sbi.simulations import traced
+from numpyro_maf.sbi.passes import traced
 from numpyro_maf.sbi.simulator import parameters
 
 __all__ = ["ModelSites"]

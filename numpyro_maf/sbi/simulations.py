@@ -1,21 +1,20 @@
 # Copyright Contributors to the numpyro_maf project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Many runs of a model: on the device where JAX can trace it, else on the processes of an executor.
+"""Many runs of a model: on the device where JAX can trace it, else on the host.
 
-A run is traced once and mapped over keys. A simulator that JAX cannot trace interrupts it: its parameters
-come out, an executor computes its results on the host, and the next pass, with the same keys, goes on from
-there. So k simulators on the host take k + 1 passes, and only their functions travel to other processes.
+A run is traced once and mapped over keys. A simulator that runs on the host interrupts it: its parameters
+come out, its results are computed there, and the next pass, with the same keys, goes on from them. So k
+simulators on the host take k + 1 passes, and only their functions travel to other processes.
 """
 
 from __future__ import annotations
 
-import math
 import os
+import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -23,19 +22,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from numpyro import handlers
-from numpyro.primitives import Messenger
 from tqdm.auto import tqdm
 
-from numpyro_maf.pytrees import Described, static
+from numpyro_maf.pytrees import Described
 from numpyro_maf.rng import as_key
-from numpyro_maf.sbi.host import INTERRUPTED, Host
-from numpyro_maf.sbi.simulator import is_traceable, parameters
-from numpyro_maf.sbi.store import Folder, Memory, digest
+from numpyro_maf.sbi.fingerprints import Walk
+from numpyro_maf.sbi.host import Host
+from numpyro_maf.sbi.memory import Memory
+from numpyro_maf.sbi.passes import runs
+from numpyro_maf.sbi.simulator import host_keys
+from numpyro_maf.sbi.store import Folder, saved
 
-__all__ = ["Simulations", "runs", "simulate", "traced", "with_shapes"]
+__all__ = ["Simulations", "simulate", "with_shapes"]
 
-CHUNK = 10_000
+BLOCKS = (10_000, 1_000, 100, 10)  # how many rows may be simulated at once
 
 
 class Simulations(Described, dict):
@@ -87,8 +87,13 @@ class Simulations(Described, dict):
 
     @classmethod
     def open(cls, store) -> Simulations:
-        """The simulations in a folder that :func:`simulate` filled, mapped from disk rather than read."""
-        return cls(*Folder.at(store).result())
+        """The simulations in a folder that :func:`simulate` filled, mapped from disk rather than read.
+
+        Of a campaign that is not finished, the rows before the first that is missing.
+
+        :raises ValueError: when the folder holds none, or when some are damaged, with their rows.
+        """
+        return cls(*saved(store))
 
 
 def with_shapes(shapes: dict[str, tuple[int, ...]]) -> str:
@@ -111,24 +116,39 @@ def simulate(
 ) -> Simulations:
     """Run a model many times, each with a key of its own.
 
-    Interrupting returns the rows that are complete, with a warning.
+    Interrupting returns the rows that are complete, with a warning. The same key gives the same rows,
+    whatever runs them, however many workers there are, interrupted or not. Several threads may call this at
+    once; their models then run one at a time, because NumPyro keeps one stack of handlers for all threads.
+
+    Simulators on the host run in this process while a call takes less than about a millisecond and its code
+    reaches nothing that may end the process; else in processes of this library's own, one for each core.
+    There a call that raises, exits, crashes, hangs or takes all memory is one row in ``errors``. On the
+    threads of an executor a call can raise, ``SystemExit`` too, or time out; one that crashes ends the
+    program.
 
     :param key: a ``jax.random`` key, or an integer.
     :param model: its sample sites are drawn, unless ``obs`` of one is given.
     :param num_simulations: N.
     :param args: of the model, with all other ``kwargs``.
-    :param executor: runs the simulators that JAX cannot trace; if given, all. Any of ``concurrent.futures``,
-        ``dask.distributed.Client.get_executor()``, ``mpi4py.futures.MPIPoolExecutor``. None for a process
-        pool with a worker for each core, where one is needed.
-    :param store: a folder for the results, one ``.npy`` file for each site, from which they are then mapped;
-        an interrupted call resumes if repeated. None for memory.
-    :param timeout: seconds that one call of a simulator on the host may take.
+    :param executor: runs all simulators but those with ``host=False``. Any of ``concurrent.futures``,
+        ``dask.distributed.Client.get_executor()``, ``mpi4py.futures.MPIPoolExecutor``. None to run those that
+        need the host as said above.
+    :param store: a folder for the results, one ``.npy`` file for each site, from which they are then mapped.
+        Finished calls are there within a second, and the same call resumes. One process writes to it at a
+        time. None for memory.
+    :param timeout: seconds that one call of a simulator on the host may take. Without an executor the process
+        that runs it is killed; a thread of an executor cannot be, and goes on unheeded.
     :param given: values by site, ``(N, ...)``, for sites that are not to be drawn.
     :param missing: names of sites at which NaN stands for numbers that are not there, padding, say, and is no
         failure.
     :param progress: show a progress bar.
-    :return: values by site, deterministic ones included, with the rows that failed.
-    :raises ValueError: when all rows fail, with the first reason; for a store of another call.
+    :return: values by site, deterministic ones included, with the rows that failed. Results of simulators on
+        the host are ``float64``.
+    :raises ValueError: when all rows fail, with the first reason; for a store of another call; for a
+        simulator whose random numbers are the same whatever its key is.
+    :raises TypeError: for a store, when an argument has no fingerprint, as an open file has none.
+    :raises RuntimeError: when another call is writing to the store.
+    :raises OSError: when the disk of the store is full.
     """
     if int(num_simulations) != num_simulations or num_simulations < 1:
         raise ValueError(f"num_simulations must be a positive integer, got {num_simulations!r}")
@@ -139,34 +159,34 @@ def simulate(
             raise ValueError(
                 f"given[{name!r}] must lead with {num_simulations} rows, got shape {value.shape}"
             )
-    run = runs(model, args, kwargs)
+    run = partial(runs(model, args, kwargs), executor is not None)
     keys = jax.random.split(key, num_simulations)
-    host = Host(executor, timeout, progress)
-    parts: Any = Memory()
+    parts: Any = Memory(num_simulations)
+    block = BLOCKS[0]
+    few = slice(0, min(num_simulations, BLOCKS[-1]))
+    some = {name: value[few] for name, value in given.items()}
     if store is not None:
-        parts = Folder.of(store, key, num_simulations, digest(args, kwargs, given, missing))
-        first = {name: value[:1] for name, value in given.items()}
-        parts.check(jax.eval_shape(partial(run, executor is not None), keys[:1], first)[0])
-    starts = range(parts.done, num_simulations, CHUNK)
+        about = _about(key, num_simulations, model, args, kwargs, given, missing)
+        sites = jax.eval_shape(run, keys[few], some)[0]
+        about["sites"] = {name: list(value.shape[1:]) for name, value in sites.items()}
+        parts = Folder.of(store, about, lambda: _block(run, keys[few], some, num_simulations))
+        block = parts.block
+    host = Host(executor, timeout, progress)
+    starts = range(0, num_simulations, block)
     try:
-        for start in tqdm(starts, disable=not progress or len(starts) < 2, desc="simulate", unit="chunk"):
-            rows = slice(start, min(start + CHUNK, num_simulations))
-            part = {k: v[rows] for k, v in given.items()}
-            values, errors = _chunk(run, keys[rows], part, host, missing)
-            # Of an interrupted chunk the rows before the first call that is not done are kept.
-            whole = min((row for row, what in errors.items() if what is INTERRUPTED), default=len(keys[rows]))
-            if whole:
-                values = {name: value[:whole] for name, value in values.items()}
-                parts.add(values, {start + row: what for row, what in errors.items() if row < whole})
-            if host.interrupted:
-                raise KeyboardInterrupt
+        for start in tqdm(starts, disable=not progress or len(starts) < 2, desc="simulate", unit="block"):
+            rows = slice(start, min(start + block, num_simulations))
+            if parts.whole(start, block):
+                continue
+            _simulate(run, keys[rows], {k: v[rows] for k, v in given.items()}, host, missing, parts, start)
     except KeyboardInterrupt:
-        if not parts.done:
+        if not parts.complete():
             raise
     finally:
         host.close()
+        parts.close()
     values, errors = parts.result()
-    done = len(next(iter(values.values())))
+    done = parts.complete()
     if done < num_simulations:
         warnings.warn(f"interrupted after {done} of {num_simulations} simulations", stacklevel=2)
     if len(errors) == done:
@@ -174,88 +194,71 @@ def simulate(
     return Simulations(values, errors, args, kwargs, done < num_simulations)
 
 
-def runs(model: Callable[..., Any], args=(), kwargs=None):
-    """A compiled function of keys ``(N,)`` and values by site: sites ``(N, ...)``, and where it stopped.
-
-    It stops at the first simulator that cannot be traced, or at the first of all if ``every``, unless its
-    values are given; then it also returns that simulator's parameters by row.
-    """
-
-    def row(every, key, given):
-        trace, calls = traced(model, args, kwargs or {}, key, every, data=given)
-        kinds = ("sample", "deterministic")
-        return {name: site["value"] for name, site in trace.items() if site["type"] in kinds}, calls
-
-    @partial(jax.jit, static_argnums=0)
-    def several(every, keys, given):
-        return jax.vmap(partial(row, every))(keys, given)
-
-    return several
+def _about(key, count, model, args, kwargs, given, missing) -> dict[str, Any]:
+    """What tells one call from another."""
+    walk = Walk()
+    called = {
+        "key": host_keys(key).tolist(),
+        "number of simulations": count,
+        "model or simulator": walk.digest(model, "the model"),
+        "argument": walk.digest([list(args), kwargs], "the arguments"),
+        "given": walk.digest(given, "given"),
+        "missing": sorted(missing),
+        "precision": str(jnp.result_type(float)),
+    }
+    return {"count": count, "called": called, "globals": dict(sorted(walk.globals.items()))}
 
 
-def traced(model: Callable[..., Any], args, kwargs, key: ArrayLike, every: bool = False, **given: Any):
-    """The trace of one run, and the call of the simulator at which it stopped, by name.
-
-    :param every: whether to stop at the first simulator, or the first that JAX cannot trace.
-    :param given: options of NumPyro's ``substitute``.
-    """
-    stop = _Stop(every)
-    seeded = handlers.substitute(handlers.seed(model, key), **given)
-    with handlers.block(), stop:
-        return dict(handlers.trace(seeded).get_trace(*args, **kwargs)), stop.calls
-
-
-class _Stop(Messenger):
-    """Notes the first simulator that cannot be traced, and gives NaN for it and what comes after."""
-
-    def __init__(self, every: bool):
-        super().__init__()
-        self.every = every
-        self.calls: dict[str, _Call] = {}
-
-    def process_message(self, msg):
-        if msg["type"] != "sample" or msg["value"] is not None:
-            return
-        simulator = parameters(msg["fn"])
-        if simulator is None:
-            return
-        batch = msg["fn"].shape()[: len(msg["fn"].shape()) - len(simulator.event_shape)]
-        keys, rows = jax.random.split(msg["kwargs"]["rng_key"], math.prod(batch)), simulator.rows(batch)
-        if self.calls or self.every or not is_traceable(simulator.fn, keys[0], [r[0] for r in rows]):
-            msg["value"] = jnp.full(msg["fn"].shape(), jnp.nan)
-            if not self.calls:
-                self.calls[msg["name"]] = _Call(keys, rows, simulator.fn, batch, simulator.event_shape)
+def _block(run, keys, given, count) -> int:
+    """As many rows as one pass of the device simulates in about a second."""
+    if count <= BLOCKS[-1]:
+        return BLOCKS[-1]
+    jax.block_until_ready(run(keys, given))  # compiles
+    start = time.perf_counter()
+    jax.block_until_ready(run(keys, given))
+    seconds = (time.perf_counter() - start) / len(keys)
+    return next((size for size in BLOCKS if seconds * size < 1), BLOCKS[-1])
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class _Call:
-    """What one site asks of a simulator: keys and parameters of the elements of its batch."""
+def _simulate(run, keys, given, host, missing, parts, start):
+    """A block of rows, on the device and, where simulators ask for it, on the host."""
 
-    keys: Any
-    rows: tuple[Any, ...]
-    fn: Callable = static()
-    batch: tuple[int, ...] = static()
-    event_shape: tuple[int, ...] = static()
+    finished = np.ones(len(keys), bool)
+    called = set()
 
+    def keep(name, value):
+        left = np.flatnonzero(finished & ~parts.done(name, start, len(keys)))
+        if len(left):
+            units, value = start + left, np.asarray(value)[left]
+            parts.add(name, 1, units, value, _not_finite(name, units, value, missing))
 
-def _chunk(run, keys, given, host, missing):
-    """Some rows, on the device and, where simulators ask for it, on the host."""
-    errors: dict[int, str] = {}
     while True:
-        values, calls = run(host.executor is not None, keys, given)
+        values, calls = run(keys, given)
+        if not parts.names:
+            parts.shaped({name: value.shape[1:] for name, value in values.items()})
         if not calls:
             break
         if host.interrupted:  # no row has all its simulators' results
             raise KeyboardInterrupt
         ((name, call),) = calls.items()
-        given[name], failures = host.results(name, call)
-        for row, what in failures.items():
-            errors.setdefault(row, what if what is INTERRUPTED else f"{name}: {what}")
-    values = {name: np.asarray(value) for name, value in values.items()}
+        for before in call.before:
+            if before not in called:
+                keep(before, values[before])
+        called.add(name)
+        given[name] = host.results(name, call, parts, start, name in missing)
+        each = call.keys.shape[1]
+        done = parts.done(name, start * each, len(keys) * each)
+        finished &= done.reshape(len(keys), each).all(1)  # not all if interrupted
     for name, value in values.items():
-        if np.issubdtype(value.dtype, np.floating):
-            fine = np.isfinite(value) | (np.isnan(value) & (name in missing))
-            for row in np.flatnonzero(~fine.reshape(len(value), -1).all(1)):
-                errors.setdefault(int(row), f"{name} is not finite")
-    return values, errors
+        if name not in called:
+            keep(name, value)
+    if host.interrupted:
+        raise KeyboardInterrupt
+
+
+def _not_finite(name, units, values, missing) -> dict[int, str]:
+    if not np.issubdtype(values.dtype, np.floating):
+        return {}
+    fine = np.isfinite(values) | (np.isnan(values) & (name in missing))
+    bad = units[~fine.reshape(len(units), -1).all(1)]
+    return {int(unit): f"{name} is not finite" for unit in bad}

@@ -17,6 +17,8 @@ from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 
 from numpyro_maf.rng import as_key, as_shape
+from numpyro_maf.sbi.purity import fit_for_tracing, name_of
+from numpyro_maf.sbi.worker import host_call
 
 __all__ = ["Simulator", "parameters", "swap"]
 
@@ -29,6 +31,10 @@ class Simulator(dist.Distribution):
     subprocess may do the work of, gets its numbers as NumPy arrays, and the key as two integers fit for
     ``numpy.random.default_rng(key)``; such models are run by :func:`~numpyro_maf.simulate`.
 
+    A function that JAX can trace may still not be one of JAX: it may draw from NumPy's generator, count its
+    calls, or write a parameter into a command. That is found out, and it runs on the host with a warning. A
+    function whose random numbers are the same whatever its key is, is refused. One that draws none is fine.
+
     :param fn: ``fn(key, *params)`` gives an array of shape ``event_shape``. All its randomness must come from
         the key.
     :param params: arrays; their leading ``batch_ndim`` axes are batch axes and broadcast.
@@ -37,12 +43,15 @@ class Simulator(dist.Distribution):
     :param batch_ndim: how many leading axes of the parameters are batch axes, as those that local parameters
         have in a plate; None for the fewest with which a function of JAX gives ``event_shape``, and for other
         functions 0.
-    :raises ValueError: when a function of JAX gives something of another shape.
+    :param host: True for a function that must never be traced; False for one that is always traced, whatever
+        it does besides; None to find out.
+    :raises ValueError: when a function of JAX gives something of another shape, or draws random numbers that
+        do not come from its key.
     """
 
     arg_constraints: dict[str, Any] = {}
     pytree_data_fields = ("params",)
-    pytree_aux_fields = ("fn", "each", "batch_ndim")
+    pytree_aux_fields = ("fn", "each", "batch_ndim", "host")
 
     def __init__(
         self,
@@ -51,13 +60,18 @@ class Simulator(dist.Distribution):
         event_shape=(),
         support=constraints.real,
         batch_ndim=None,
+        host=None,
         validate_args=None,
     ):
-        self.fn, self.each = fn, support
+        if not callable(fn):
+            raise TypeError(f"a simulator is a function of a key and parameters, got {type(fn).__name__}")
+        if host not in (None, True, False):
+            raise ValueError(f"host must be True, False or None, got {host!r}")
+        self.fn, self.each, self.host = fn, support, host
         self.params = tuple(jnp.asarray(p) for p in params)
-        self.batch_ndim = (
-            _batch_ndim(fn, self.params, tuple(event_shape)) if batch_ndim is None else batch_ndim
-        )
+        if batch_ndim is None:
+            batch_ndim = 0 if host else _batch_ndim(fn, self.params, tuple(event_shape))
+        self.batch_ndim = batch_ndim
         batch_shape = jnp.broadcast_shapes(*(jnp.shape(p)[: self.batch_ndim] for p in self.params))
         super().__init__(batch_shape, tuple(event_shape), validate_args=validate_args)
 
@@ -84,11 +98,11 @@ class Simulator(dist.Distribution):
         """``sample_shape + batch_shape + event_shape`` draws, each with a key of its own."""
         key, shape = as_key(key), as_shape(sample_shape) + self.batch_shape
         keys, rows = jax.random.split(key, max(math.prod(shape), 1)), self.rows(shape)
-        if is_traceable(self.fn, keys[0], [r[0] for r in rows]):
+        if self.on_device(keys[0], [r[0] for r in rows]):
             values = jax.vmap(self.fn)(keys, *rows)
         elif any(isinstance(a, jax.core.Tracer) for a in (keys, *rows)):
             raise TypeError(
-                f"the simulator {_name(self.fn)} is no function of JAX, so it cannot be traced: draw from "
+                f"the simulator {name_of(self.fn)} is no function of JAX, so it cannot be traced: draw from "
                 "the model with numpyro_maf.simulate(key, model, num_simulations), which runs it on the host"
             )
         else:
@@ -96,30 +110,24 @@ class Simulator(dist.Distribution):
         values = jnp.asarray(values)
         if values.shape[1:] != self.event_shape:
             raise ValueError(
-                f"the simulator {_name(self.fn)} gave shape {values.shape[1:]}, its event_shape is "
+                f"the simulator {name_of(self.fn)} gave shape {values.shape[1:]}, its event_shape is "
                 f"{self.event_shape}; are leading axes of its parameters batch axes? Then give batch_ndim"
             )
         return values.reshape(*shape, *self.event_shape)
 
+    def on_device(self, key: ArrayLike, params: Any) -> bool:
+        """Whether calls are traced and run on the device, given the parameters of one of them.
+
+        :raises ValueError: when random numbers are the same whatever the key is.
+        """
+        return not self.host if self.host is not None else fit_for_tracing(self.fn, key, params)
+
     def log_prob(self, value: ArrayLike):
         raise NotImplementedError(
-            f"the simulator {_name(self.fn)} has no density. Learn a posterior with numpyro_maf.npe, or a "
+            f"the simulator {name_of(self.fn)} has no density. Learn a posterior with numpyro_maf.npe, or a "
             "likelihood with numpyro_maf.nle, with which numpyro_maf.learned(model, {site: likelihood}) runs "
             "under NUTS"
         )
-
-
-def _name(fn) -> str:
-    return repr(getattr(fn, "__name__", fn))
-
-
-def is_traceable(fn: Any, key: ArrayLike, params: Any) -> bool:
-    """Whether JAX can trace a simulator: if not, it runs on the host."""
-    try:
-        jax.eval_shape(fn, key, *params)
-    except Exception:  # whatever it is, running it on the host says it better
-        return False
-    return True
 
 
 def _batch_ndim(fn, params, event_shape) -> int:
@@ -141,11 +149,6 @@ def host_keys(keys) -> np.ndarray:
     """Typed or raw keys as ``(..., 2)`` integers."""
     typed = jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
     return np.asarray(jax.random.key_data(keys) if typed else keys)
-
-
-def host_call(fn: Any, key: ArrayLike, *params: Any) -> np.ndarray:
-    """A simulator on the host: NumPy arrays in and out."""
-    return np.asarray(fn(np.asarray(key), *map(np.asarray, params)), dtype=jnp.result_type(float))
 
 
 def parameters(fn: dist.Distribution) -> Simulator | None:
