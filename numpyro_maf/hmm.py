@@ -49,11 +49,16 @@ class HMM(Described, dist.Distribution):
     :param initial: ``(..., K)``, probabilities of the first state.
     :param transition: ``(K, K)``, or ``(..., S, K, K)`` with S = T - 1 for one matrix a step or 1 for the
         same at all steps; rows are probabilities of the next state.
+    Where no path is possible, or a number is NaN under ``jit``, the evidence is -inf or NaN, ``mode`` and
+    samples are -1 at every step, and probabilities are NaN.
+
     :param log_density: ``(..., T, K)``; -inf says impossible.
     :param observed: ``(..., T)`` booleans; False says that the step's observation is missing and its row of
-        the table, which must still be finite where gradients are wanted, does not count.
-    :raises ValueError: for shapes that do not agree and, when validation is on, for probabilities
-        that are none.
+        the table does not count.
+    :param missing: whether a row of the table that holds a NaN, or says that no state is possible, counts as
+        missing: NumPyro's log-densities of NaN are -inf.
+    :raises ValueError: for shapes that do not agree, for an observed step with NaN in its row or without a
+        possible state, which the message names, and, when validation is on, for probabilities that are none.
     """
 
     arg_constraints = {
@@ -70,6 +75,7 @@ class HMM(Described, dist.Distribution):
         log_density: ArrayLike,
         observed: ArrayLike | None = None,
         *,
+        missing: bool = False,
         validate_args: bool | None = None,
     ) -> None:
         initial, transition = jnp.asarray(initial), jnp.asarray(transition)
@@ -95,6 +101,9 @@ class HMM(Described, dist.Distribution):
         observed = jnp.ones(steps, bool) if observed is None else jnp.asarray(observed, bool)
         if jnp.shape(observed)[-1:] != (steps,):
             raise ValueError(f"observed must be (..., {steps}), got {jnp.shape(observed)}")
+        if missing:
+            observed = observed & (log_density.max(-1) > -jnp.inf)
+        _check_table(log_density, observed)
         self.initial, self.transition = initial, transition
         self.log_density, self.observed = log_density, observed
         batch_shape = jnp.broadcast_shapes(
@@ -138,13 +147,17 @@ class HMM(Described, dist.Distribution):
 
         They are the derivative of the evidence by the table.
         """
-        return jax.grad(lambda table: self._summed(table).sum())(self._table())
+        table = self._table()
+        evidence, pull = jax.vjp(self._summed, table)
+        return jnp.where(_possible(evidence)[..., None, None], pull(jnp.ones_like(evidence))[0], jnp.nan)
 
     @property
     @jax.jit
     def filtered(self) -> Array:
         """``(..., T, K)``: the probability of each state at each step, given observations so far."""
-        return jnp.exp(jnp.moveaxis(self._forward(self._table())[0], 0, -2))
+        filtered, normalisers = self._forward(self._table())
+        so_far = jnp.cumsum(~_possible(normalisers), 0) == 0
+        return jnp.moveaxis(jnp.where(so_far[..., None], jnp.exp(filtered), jnp.nan), 0, -2)
 
     @property
     @jax.jit
@@ -166,7 +179,8 @@ class HMM(Described, dist.Distribution):
 
         end = last.argmax(-1)
         _, path = lax.scan(back, end, pointers, reverse=True)
-        return jnp.moveaxis(jnp.concatenate([path, end[None]]), 0, -1)
+        path = jnp.moveaxis(jnp.concatenate([path, end[None]]), 0, -1)
+        return jnp.where(_possible(last.max(-1))[..., None], path, -1)
 
     def sample(self, key: ArrayLike, sample_shape: int | Sequence[int] = ()) -> Array:
         """Paths from the posterior, by filtering forwards and sampling backwards."""
@@ -174,7 +188,7 @@ class HMM(Described, dist.Distribution):
 
     @partial(jax.jit, static_argnums=2)
     def _paths(self, key: Array, shape: tuple[int, ...]) -> Array:
-        filtered, _ = self._forward(self._table())
+        filtered, normalisers = self._forward(self._table())
         keys = jax.random.split(key, len(filtered))
 
         def back(state, inputs):
@@ -189,7 +203,8 @@ class HMM(Described, dist.Distribution):
 
         end = jax.random.categorical(keys[-1], filtered[-1], shape=shape)
         _, path = self._scan(back, end, filtered[:-1], keys[:-1], reverse=True)
-        return jnp.moveaxis(jnp.concatenate([path, end[None]]), 0, -1)
+        path = jnp.moveaxis(jnp.concatenate([path, end[None]]), 0, -1)
+        return jnp.where(_possible(normalisers).all(0)[..., None], path, -1)
 
     def _table(self) -> Array:
         """``(..., T, K)``: emission log-densities, 0 where the observation is missing."""
@@ -238,6 +253,26 @@ class HMM(Described, dist.Distribution):
         return self._summed(table)
 
 
+def _check_table(log_density: Array, observed: Array) -> None:
+    """Refuse what is no observation of any state; of tracers the numbers cannot be looked at."""
+    if isinstance(log_density, jax.core.Tracer) or isinstance(observed, jax.core.Tracer):
+        return
+    table = np.asarray(log_density)
+    wrong = ~(table.max(-1) > -np.inf) | (table == np.inf).any(-1)  # the maximum with a NaN is NaN
+    wrong = wrong & np.asarray(observed)
+    if wrong.any():
+        step = int(np.argwhere(wrong)[0][-1])
+        raise ValueError(
+            f"log_density is NaN or allows no state at step {step} ({int(wrong.sum())} steps in all); mark "
+            "steps without an observation by observed=, or pass missing=True to take such rows as missing"
+        )
+
+
+def _possible(evidence: Array) -> Array:
+    """Whether a log-probability is that of something."""
+    return evidence > -jnp.inf  # False for NaN
+
+
 def _log(p: Array) -> Array:
     """Log of probabilities; -inf at 0, with gradient 0 instead of NaN."""
     return jnp.where(p > 0, jnp.log(jnp.where(p > 0, p, 1.0)), -jnp.inf)
@@ -245,7 +280,7 @@ def _log(p: Array) -> Array:
 
 def _logsumexp(a: Array, axis: int) -> Array:
     """As in JAX, with gradient 0 instead of NaN where all is -inf."""
-    possible = jnp.any(a > -jnp.inf, axis, keepdims=True)
+    possible = jnp.any((a > -jnp.inf) | jnp.isnan(a), axis, keepdims=True)
     return jnp.where(
         jnp.squeeze(possible, axis),
         jax.nn.logsumexp(jnp.where(possible, a, 0.0), axis=axis),

@@ -604,6 +604,7 @@ def test_validation_rows_that_all_weigh_nothing_are_refused():
         quick(0, small(), ROWS, weights=1.0 - held_out, validation=held_out)
 
 
+@pytest.mark.filterwarnings("ignore:x. column 1")
 @pytest.mark.parametrize("value", [0.0, 3.0, 1e6, 0.1])
 def test_a_constant_column_keeps_scale_one(value):
     x = np.column_stack([ROWS[:, 0], np.full(300, value)])

@@ -424,3 +424,36 @@ GOOD = dict(initial=np.ones(2) / 2, transition=np.ones((2, 2)) / 2, log_density=
 def test_errors(bad, message):
     with pytest.raises(ValueError, match=message):
         HMM(**{**GOOD, **bad}, validate_args=True)
+
+
+# What is no observation --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_a_row_without_a_state_is_named_or_missing(value):
+    table = np.log(np.random.default_rng(0).dirichlet(np.ones(2), 6)).astype(np.float32)
+    half, rows = np.full(2, 0.5), np.array([[0.9, 0.1], [0.2, 0.8]])
+    broken = table.copy()
+    broken[3] = value
+    with pytest.raises(ValueError, match="at step 3"):
+        HMM(half, rows, broken)
+    marked = HMM(half, rows, table, np.arange(6) != 3)
+    missing = HMM(half, rows, broken, missing=True)
+    for name in ("mode", "marginals", "filtered"):
+        np.testing.assert_array_equal(getattr(missing, name), getattr(marked, name))
+    np.testing.assert_array_equal(missing.log_prob(), marked.log_prob())
+    # Under jit nobody looks: what comes cannot be taken for an answer.
+    at = jax.jit(lambda t: (lambda h: (h.mode, h.sample(jax.random.key(0)), h.marginals, h.log_prob()))(
+        HMM(half, rows, t)))(broken)  # fmt: skip
+    assert (at[0] == -1).all() and (at[1] == -1).all() and np.isnan(at[2]).all()
+    assert not np.isfinite(at[3])
+
+
+def test_impossible_paths_give_no_states():
+    never = np.array([[1.0, 0.0], [0.0, 1.0]])
+    table = np.array([[0.0, -np.inf], [-np.inf, 0.0]], np.float32)
+    hmm = HMM(np.full(2, 0.5), never, table)
+    assert hmm.log_prob() == -np.inf
+    assert (hmm.mode == -1).all() and (hmm.sample(jax.random.key(0), (3,)) == -1).all()
+    assert np.isnan(hmm.marginals).all()
+    np.testing.assert_array_equal(np.isnan(hmm.filtered).any(-1), [False, True])

@@ -108,3 +108,11 @@ def test_the_flow_is_a_numpyro_distribution():
 def test_options_are_checked(options, message):
     with pytest.raises(ValueError, match=message):
         nm.ffjord(jax.random.key(0), 2, **options)
+
+
+def test_a_row_that_is_no_number_stops_no_other():
+    d = nm.ffjord(jax.random.key(0), 2, hidden=(8,))()
+    x = jnp.array([[jnp.nan, 0.0], [0.3, -0.2], [jnp.inf, 0.0]])
+    found = jax.jit(d.log_prob)(x)
+    assert not np.isfinite(found[jnp.array([0, 2])]).any()
+    np.testing.assert_allclose(found[1], d.log_prob(x[1]), rtol=1e-5)

@@ -298,3 +298,17 @@ def test_mixtures_are_scipys(kernel, law):
     np.testing.assert_allclose(y[told], expected[told], rtol=1e-8)
     density = law.pdf(z) / scales @ weights
     np.testing.assert_allclose(log_slope[told], (np.log(density) - law.logpdf(expected))[told], rtol=1e-6)
+
+
+@pytest.mark.parametrize("scalar", [nm.RQSpline(), nm.CircularSpline(), nm.PiecewiseQuadratic()], ids=repr)
+def test_sharp_splines_are_finite_on_and_beside_their_knots(scalar):
+    rng = np.random.default_rng(0)
+    params = (10 * rng.normal(size=(scalar.num_params, 300))).astype(np.float32)
+    low, high = (0, 1) if isinstance(scalar, nm.PiecewiseQuadratic) else (-3, 3)
+    x = np.sort(rng.uniform(low, high, (300, 300)).astype(np.float32), 1)
+    for direction in (scalar.forward, scalar.inverse):
+        run = jax.jit(jax.vmap(direction, (None, 1), 1))
+        y, _ = run(params, x)
+        there = np.stack([np.nextafter(x, -9), x, np.nextafter(x, 9)]).reshape(-1, 300).T
+        for points in (there, np.clip(np.asarray(y), low, high)):
+            assert all(np.isfinite(a).all() for a in run(params, points.astype(np.float32)))

@@ -2,13 +2,14 @@
 
     python benchmarks/faults/files.py --count 100000
 
-Half of the files have bytes changed anywhere: one bit, some bytes, a piece cut out, doubled or moved. The other
-half are written by somebody who knows the format: values in the header's structure are replaced and the digest
-is right. Half of those start from files of version 1, which have no digest.
+Half of the files have bytes changed anywhere: one bit, some bytes, a piece cut out or doubled, the end lost.
+The other half are written by somebody who knows the format: values in the header's structure are replaced and
+the digest is right. Half of those start from files of version 1, which have no digest.
 """
 
 import argparse
 import collections
+import copy
 import hashlib
 import json
 import pathlib
@@ -64,7 +65,7 @@ def forged(rng, data):
         place = header
         for key in path:
             place = place[key]
-        place[last] = ODD[rng.integers(len(ODD))]
+        place[last] = copy.deepcopy(ODD[rng.integers(len(ODD))])
     text = json.dumps(header)
     digest = hashlib.sha256(text.encode())
     for name in sorted(arrays):

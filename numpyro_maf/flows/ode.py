@@ -25,7 +25,7 @@ from numpyro_maf.pytrees import static
 __all__ = ["FFJORD"]
 
 
-ADJOINTS = ("recursive", "backsolve")
+ADJOINTS = ("recursive", "backsolve", "direct")
 
 
 TRACES = ("exact", "hutchinson")
@@ -43,7 +43,9 @@ class FFJORD(Bijector):
     :param trace: ``"exact"``, in D products, or ``"hutchinson"``: an unbiased estimate by one probe (there,
         eq. 8), which training draws anew at every step.
     :param adjoint: ``"recursive"`` checkpoints, exact gradients of what was computed; or ``"backsolve"``, the
-        adjoint equation (there, eq. 7), with memory that does not grow with the number of steps.
+        adjoint equation (there, eq. 7), with memory that does not grow with the number of steps; or
+        ``"direct"``, which has derivatives in forward mode too (``jax.jvp``, ``jacfwd``, Hessians), with more
+        memory.
     :param rtol: relative tolerance of the solver; ``atol``: absolute tolerance.
     """
 
@@ -98,6 +100,9 @@ class FFJORD(Bijector):
         context = jnp.zeros((len(rows), 0), dtype)
         if self.context is not None:
             context = jnp.broadcast_to(self.context, (*batch, self.context_width)).reshape(len(rows), -1)
+        # A row that is no number must not stop the others: it is solved as zeros, and its result is NaN.
+        fine = jnp.isfinite(rows).all(-1) & jnp.isfinite(context).all(-1)
+        rows, context = (jnp.where(fine[:, None], a, 0) for a in (rows, context))
         probe = jnp.zeros(())
         if self.trace == "hutchinson":
             key = jax.random.key(0) if self.key is None else self.key
@@ -122,6 +127,8 @@ class FFJORD(Bijector):
 
         controller = diffrax.PIDController(rtol=self.rtol, atol=self.atol, norm=_worst)
         adjoint = diffrax.RecursiveCheckpointAdjoint()
+        if self.adjoint == "direct":
+            adjoint = diffrax.DirectAdjoint()
         if self.adjoint == "backsolve":
             norm = diffrax.adjoint_rms_seminorm
             back = diffrax.PIDController(rtol=self.rtol, atol=self.atol, norm=norm)
@@ -138,6 +145,7 @@ class FFJORD(Bijector):
             adjoint=adjoint,
         )
         y, log_det = (a[-1] for a in solution.ys)
+        y, log_det = jnp.where(fine[:, None], y, jnp.nan), jnp.where(fine, log_det, jnp.nan)
         return y.reshape(*batch, features), log_det.reshape(batch)
 
 

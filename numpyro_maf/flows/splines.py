@@ -190,16 +190,16 @@ class PiecewiseQuadratic(Scalar):
         inside = (x >= 0) & (x <= 1)
         at = jnp.where(inside, x, 0.5)
         (x0, y0), (w, _), (v0, v1) = _pick(self._table(params), 0, at)
-        t = (at - x0) / w
+        t = _within((at - x0) / w)
         y = y0 + t * w * (v0 + t * (v1 - v0) / 2)
         return jnp.where(inside, jnp.minimum(y, 1), x), jnp.where(inside, jnp.log(v0 + t * (v1 - v0)), 0.0)
 
     def inverse(self, params, y):
         inside = (y >= 0) & (y <= 1)
         at = jnp.where(inside, y, 0.5)
-        (x0, y0), (w, _), (v0, v1) = _pick(self._table(params), 1, at)
+        (x0, y0), (w, h), (v0, v1) = _pick(self._table(params), 1, at)
         # The density at the root, and from it the root that stays accurate as the density gets flat.
-        rise = (at - y0) / w
+        rise = h / w * _within((at - y0) / h)
         density = jnp.sqrt(v0**2 + 2 * (v1 - v0) * rise)
         x = x0 + w * 2 * rise / (v0 + density)
         return jnp.where(inside, jnp.minimum(x, 1), y), jnp.where(inside, -jnp.log(density), 0.0)
@@ -272,28 +272,36 @@ def _rational_table(raw, size: float, min_bin: float, slopes):
     return size * _shares(raw, min_bin, axis=1), jnp.stack([slopes[:-1], slopes[1:]])
 
 
+def _within(t):
+    """A position in a bin, ``[0, 1]`` but for rounding, without the rounding; with its own gradient."""
+    return t + lax.stop_gradient(jnp.clip(t, 0, 1) - t)
+
+
+def _below(t, slope, d0, d1):
+    """The denominator of eq. 4 and 5, a sum of positive terms: nothing cancels."""
+    return slope * (t**2 + (1 - t) ** 2) + (d0 + d1) * t * (1 - t)
+
+
 def _rational_log_slope(t, slope, d0, d1):
     """Log of eq. 5 at the relative position ``t``."""
     mixed = d1 * t**2 + 2 * slope * t * (1 - t) + d0 * (1 - t) ** 2
-    below = slope + (d0 + d1 - 2 * slope) * t * (1 - t)
-    return 2 * jnp.log(slope) + jnp.log(mixed) - 2 * jnp.log(below)
+    return 2 * jnp.log(slope) + jnp.log(mixed) - 2 * jnp.log(_below(t, slope, d0, d1))
 
 
 def _rational_forward(table, x):
     (x0, y0), (w, h), (d0, d1) = _pick(table, 0, x)
-    slope, t = h / w, (x - x0) / w
-    below = slope + (d0 + d1 - 2 * slope) * t * (1 - t)
-    y = y0 + h * (slope * t**2 + d0 * t * (1 - t)) / below
+    slope, t = h / w, _within((x - x0) / w)
+    y = y0 + h * (slope * t**2 + d0 * t * (1 - t)) / _below(t, slope, d0, d1)
     return y, _rational_log_slope(t, slope, d0, d1)
 
 
 def _rational_inverse(table, y):
     (x0, y0), (w, h), (d0, d1) = _pick(table, 1, y)
-    slope, rise = h / w, y - y0
+    slope, rise = h / w, h * _within((y - y0) / h)
     curve = rise * (d0 + d1 - 2 * slope)
     a = h * (slope - d0) + curve
     b = h * d0 - curve
     c = -slope * rise
     # The root that stays accurate as a goes to 0, and is real but for rounding.
-    t = -2 * c / (b + jnp.sqrt(jnp.maximum(b**2 - 4 * a * c, jnp.finfo(b.dtype).tiny)))
+    t = _within(-2 * c / (b + jnp.sqrt(jnp.maximum(b**2 - 4 * a * c, jnp.finfo(b.dtype).tiny))))
     return x0 + t * w, -_rational_log_slope(t, slope, d0, d1)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Unpack
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -83,7 +84,9 @@ def fit_sites(
     check_options("fit_sites", options)
     values = _by_name(samples)
     sites = Sites.of(model, set(values), model_args, model_kwargs)
-    vector = np.asarray(sites.unconstrain({name: values[name] for name in sites.names}))
+    with jax.enable_x64(True):  # seconds since 1970 are more than float32 can hold
+        chosen = {name: np.asarray(values[name], np.float64) for name in sites.names}
+        vector = np.asarray(sites.unconstrain(chosen))
     for name, support in zip(sites.names, sites.supports):
         inside = np.asarray(support(values[name]))
         if not inside.all():

@@ -52,10 +52,16 @@ class Surprise(Described):
 
 
 def typical_of(seen):
-    """Mean, whitening matrix and sorted distances of summaries ``(N, C)``."""
-    mean = seen.mean(0)
-    values, vectors = np.linalg.eigh(np.atleast_2d(np.cov(seen.T)))
+    """Mean, whitening matrix and sorted distances of summaries ``(N, C)``.
+
+    The distances are those of one half of the summaries from mean and covariance of the other half: in many
+    dimensions a new one lies farther out than those that the covariance was made of.
+    """
+    half = (len(seen) + 1) // 2
+    known, new = seen[:half], seen[half:] if len(seen) > 1 else seen
+    mean = known.mean(0)
+    values, vectors = np.linalg.eigh(np.atleast_2d(np.cov(known.T)))
     kept = values > 1e-6 * values.max()
     whitening = vectors[:, kept] / np.sqrt(values[kept])
-    distances = np.sort(np.linalg.norm((seen - mean) @ whitening, axis=1))
+    distances = np.sort(np.linalg.norm((new - mean) @ whitening, axis=1))
     return jax.device_put((mean, whitening, distances))

@@ -171,6 +171,18 @@ class Summary:
         shapes = tuple(jnp.shape(a)[1:] for a in example)
         return cls(tuple(chosen), shapes, networks), lambda key: tuple(weights for weights, _ in made(key))
 
+    def unseen_sizes(self, arrays, missing: bool) -> list[int]:
+        """Places of the arrays ``(B, ...)`` whose sizes were not simulated.
+
+        :param missing: whether smaller ones can be padded by NaN, as simulated ones may have been.
+        """
+        shapes = [(jnp.shape(a)[1:], shape) for a, shape in zip(arrays, self.shapes)]
+        return [
+            i
+            for i, (own, known) in enumerate(shapes)
+            if own != known and not (missing and all(n <= m for n, m in zip(own, known)))
+        ]
+
     @property
     def is_trained(self) -> bool:
         """Whether some site has a network."""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numpyro_maf.flows.linear import Standardize
+from numpyro_maf.flows.linear import HeavyTails, Standardize
 from numpyro_maf.rng import generator
 
 __all__ = ["Rows", "checked_rows", "checked_weights", "held_out_rows", "scaling"]
@@ -144,12 +145,25 @@ def held_out_rows(key, validation, n: int) -> np.ndarray:
     return mask
 
 
-def scaling(x, rows, weights, inner: Callable = lambda part: part) -> Standardize:
+_HEAVY = 20  # half-widths of the middle 68% to the farthest number: a normal has 4, a lognormal 28
+_SAMPLE = 2**14
+
+
+def scaling(
+    x, rows, weights, inner: Callable = lambda part: part, name: str = "", tails: bool = False
+) -> Any:
     """Weighted mean and standard deviation of some rows of an array, NaN left out, in one pass over it.
 
+    Computed in double precision on the host. Where JAX's precision would lose them, the numbers stay there.
+
     :param inner: what is done to rows first. A column that does not vary keeps scale 1.
+    :param name: of the array, for warnings of constant columns and of lost precision; empty for none.
+    :param tails: whether columns with heavy tails are compressed, by :class:`HeavyTails`; they are located by
+        median and quantiles, which exist for a Cauchy's too.
     """
-    count = mean = square = 0.0
+    count: Any = 0.0
+    mean: Any = 0.0
+    square: Any = 0.0
     for start in range(0, len(rows), 2**15):
         chunk = rows[start : start + 2**15]
         part = np.asarray(inner(np.asarray(x[chunk])), np.float64)
@@ -162,6 +176,47 @@ def scaling(x, rows, weights, inner: Callable = lambda part: part) -> Standardiz
         square = square + (weight * (part - own) ** 2).sum(0) + (own - mean) ** 2 * count * total / new
         mean, count = mean + (own - mean) * total / new, count + total
     sd = np.sqrt(square / np.maximum(count, 1e-300))
-    least = np.maximum(1e-10 * np.abs(mean), np.finfo(jnp.result_type(float)).tiny)
-    sd = np.where(sd > least, sd, 1.0)
-    return Standardize(*jax.device_put((mean, sd)))
+    varies = sd > np.maximum(1e-14 * np.abs(mean), np.finfo(jnp.result_type(float)).tiny)
+    sd = np.where(varies, sd, 1.0)
+    width = np.zeros(np.shape(mean))
+    if tails:
+        counted = rows[weights[rows] > 0]
+        share = weights[counted] / weights[counted].sum()
+        some = np.random.default_rng(0).choice(counted, min(_SAMPLE, 4 * len(counted)), p=share)
+        part = np.asarray(inner(np.asarray(x[np.sort(some)])), np.float64)
+        low, middle, high = np.quantile(part, [0.16, 0.5, 0.84], axis=0)
+        half = (high - low) / 2
+        farthest = np.abs(part - middle).max(0)
+        heavy = varies & (half > 1e-14 * np.abs(middle)) & (farthest > _HEAVY * half)
+        mean, sd = np.where(heavy, middle, mean), np.where(heavy, half, sd)
+        width = np.where(heavy, np.arcsinh((part - mean) / sd).std(0), 0.0)
+    if name:
+        _warn_of(name, mean, sd, varies)
+    lost = _resolution(mean) > 1e-3 * sd
+    arrays = (mean, sd) if lost.any() else jax.device_put((mean, sd))
+    if width.any():
+        return HeavyTails(*arrays, jax.device_put(width))
+    return Standardize(*arrays)
+
+
+def _resolution(mean) -> np.ndarray:
+    """The distance of numbers about these that JAX's floating point can tell apart."""
+    return np.finfo(jnp.result_type(float)).eps * np.abs(mean)
+
+
+def _warn_of(name, mean, sd, varies) -> None:
+    for column in np.flatnonzero(~varies)[:3]:
+        warnings.warn(
+            f"{name}: column {column} is constant, or varies by less than can be told: there is no density "
+            "to learn in it; leave it out",
+            stacklevel=5,
+        )
+    coarse = varies & (_resolution(mean) > 0.05 * sd)
+    for column in np.flatnonzero(coarse)[:3]:
+        dtype = np.dtype(jnp.result_type(float)).name
+        warnings.warn(
+            f"{name}: column {column} varies by {sd[column]:.3g} about {mean[column]:.6g}, where {dtype} "
+            f"resolves {_resolution(mean)[column]:.2g}. Densities of float64 NumPy arrays are right, but "
+            "draws are rounded. Subtract an origin first, or set jax_enable_x64",
+            stacklevel=5,
+        )

@@ -137,9 +137,14 @@ def fit_loss(
     weights = checked_weights(weights, held_out)
     rows, start = np.flatnonzero(~held_out), cast(Any, flow)
     if standardize and flow.event_scale is not None:
-        start = replace(start, event_scale=scaling(x, rows, weights, _inner(flow, dequantize, noise_key)))
+        tails = flow.is_real and not flow.is_discrete.any()
+        inner = _inner(flow, dequantize, noise_key)
+        start = replace(start, event_scale=scaling(x, rows, weights, inner, "x", tails))
     if standardize and context is not None:
         start = replace(start, context_scale=scaling(context, rows, weights))
+    scales = {s: getattr(start, s) for s in ("event_scale", "context_scale")}
+    events, start = _about(x, start, "event_scale", flow.is_real)
+    given, start = _about(context, start, "context_scale", True)
     flows = [start]
     if regression and not _may_be_regressed(flow):
         raise ValueError(
@@ -148,11 +153,11 @@ def fit_loss(
         )
     if regression or (regression is None and _may_be_regressed(flow)):
         some = np.random.default_rng(0).permutation(rows)[:8192]
-        layer = start.regressed(x[some], context[some]).regression  # type: ignore[index]  # it has a context
+        layer = start.regressed(events[some], given[some]).regression
         layers = [layer] if regression else [jax.tree.map(jnp.zeros_like, layer), layer]
         flows = [start.with_regression(layer) for layer in layers]
     dtype = jax.tree.leaves(flow.weights)[0].dtype
-    data = [a.astype(dtype, copy=False) for a in (x, context) if a is not None]
+    data = [a.astype(dtype, copy=False) for a in (events, given) if a is not None]
     starts: list[Any] = [(f.weights, f) for f in flows]
     if dequantize is not None:
         starts = [((w, dequantize.weights), (flow, dequantize)) for w, flow in starts]
@@ -161,10 +166,23 @@ def fit_loss(
     if dequantize is not None:
         (params, noise), (whole, _) = params, whole
         noise = dequantize.with_weights(noise)
+    whole = replace(whole, **{s: scale for s, scale in scales.items() if scale is not None})
     return FitResult(
         whole.with_weights(params), trained.train_loss, trained.validation_loss, trained.best_epoch, noise,
         trained.stopped, trained.improving,
     )  # fmt: skip
+
+
+def _about(a, flow, name: str, direct: bool) -> tuple[Any, Any]:
+    """Data less their location, taken in double precision, and the flow with a scaling about 0.
+
+    For data that lose too much when they become float32. The others are left as they are.
+    """
+    scale = getattr(flow, name)
+    if a is None or scale is None or not isinstance(scale.loc, np.ndarray) or not direct:
+        return a, flow
+    zeros = replace(scale, loc=np.zeros_like(scale.loc))
+    return np.asarray(a, np.float64) - scale.loc, replace(flow, **{name: zeros})
 
 
 def _inner(flow, dequantize, key) -> Callable[..., Any]:
@@ -175,7 +193,8 @@ def _inner(flow, dequantize, key) -> Callable[..., Any]:
         if dequantize is not None:
             new = jax.random.fold_in(key, next(count))
             part = dequantize.sample(new, part, len(flow.event_shape))[0]
-        return np.where(flow.is_discrete, 0, flow.inner_events(part))
+        with jax.enable_x64(True):
+            return np.where(flow.is_discrete, 0, flow.inner_events(part))
 
     return inner
 
