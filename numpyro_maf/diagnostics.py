@@ -211,8 +211,7 @@ def tarp(draws: Values, truth: Values, *, seed: int = 0) -> Coverage:
     :param draws: as for :func:`sbc`.
     """
     drawn, true, _ = _columns(draws, truth)
-    loc, scale = true.mean(0), true.std(0)
-    scale = np.where(scale > 0, scale, 1)
+    loc, scale = true.mean(0), _scales(true)
     drawn, true = (drawn - loc) / scale, (true - loc) / scale
     rng = _stream("tarp", seed)
     points = rng.uniform(true.min(0), true.max(0), true.shape)
@@ -264,6 +263,12 @@ def _columns(draws: Any, truth: Any) -> tuple[np.ndarray, np.ndarray, tuple[str,
     return draws.astype(np.float64), truth.astype(np.float64), tuple(names)
 
 
+def _scales(rows) -> np.ndarray:
+    """Standard deviations by column; 1 for a constant column, whatever rounding makes of it."""
+    sd = rows.std(0, ddof=1)
+    return np.where(sd > 1e-12 * np.abs(rows.mean(0)), sd, 1.0)
+
+
 def c2st(
     reference: ArrayLike, draws: ArrayLike, *, seed: int = 0, folds: int = 5, jobs: int | None = None
 ) -> float:
@@ -284,7 +289,7 @@ def c2st(
         raise ValueError(f"expected two arrays (N, D), got {reference.shape} and {draws.shape}")
     if not (np.isfinite(reference).all() and np.isfinite(draws).all()):
         raise ValueError("reference and draws must be finite")
-    mean, sd = reference.mean(0), reference.std(0, ddof=1)
+    mean, sd = reference.mean(0), _scales(reference)
     x = np.concatenate([(reference - mean) / sd, (draws - mean) / sd])
     label = np.repeat([0, 1], len(reference))
     units = 10 * reference.shape[1]

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import norm
 
 from numpyro_maf import HMM
-from numpyro_maf.diagnostics import coverage, psis, sbc, tarp
+from numpyro_maf.diagnostics import c2st, coverage, psis, sbc, tarp
 
 RNG = np.random.default_rng(0)
 TRUTH = RNG.normal(size=(500, 2))
@@ -88,3 +88,11 @@ def test_shapes_are_checked():
         tarp(draws(), TRUTH[:5])
     with pytest.raises(ValueError, match="log-densities"):
         coverage(np.zeros((5, 30)), np.zeros(29))
+
+
+def test_c2st_takes_a_constant_column():
+    a, b = np.random.default_rng(0).normal(size=(2, 300, 2))
+    a[:, 1] = b[:, 1] = 2.5
+    assert abs(c2st(a, b) - 0.5) < 0.1
+    b[:, 1] = 3.5  # another number tells them apart
+    assert c2st(a, b) > 0.95
