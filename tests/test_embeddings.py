@@ -1,5 +1,6 @@
 """Networks of sets, series and images, and what missing numbers do to them."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -8,10 +9,12 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from numpyro.distributions import constraints
 
 import numpyro_maf as nm
 from numpyro_maf.nn.embeddings import GRU, Attention, Conv, DeepSet
 from numpyro_maf.sbi import Simulator
+from numpyro_maf.sbi.views import Summary, View
 
 EMBEDDINGS = {
     "deep-set": DeepSet(3, (8,)),
@@ -102,3 +105,14 @@ def test_embeddings_by_site_and_their_errors():
         learn(embedding={"c": (8, 3)})
     with pytest.raises(ValueError, match="no embedding"):
         learn(embedding={"a": (8, 3)}, builder=builder, regression=True)
+
+
+def test_a_size_that_was_never_simulated_is_said():
+    view = View.of({"x": constraints.real}, {"x": np.zeros((3, 5))}, np.arange(3), [1], False)
+    summary, _ = Summary.of(view, Conv(axes=1), (np.zeros((2, 5)),))
+    assert summary.unseen(view, (np.zeros((4, 5)),)) == []
+    (said,) = summary.unseen(view, (np.zeros((4, 3)),))
+    assert "(3,)" in said and "(5,)" in said
+    padded = replace(view, missing=True)
+    assert summary.unseen(padded, (np.zeros((4, 3)),)) == []
+    assert len(summary.unseen(padded, (np.zeros((4, 7)),))) == 1

@@ -96,19 +96,13 @@ class NeuralPosterior(Described):
         """The posterior given values by observed site; leading axes are a batch of observations.
 
         :param observation: by site; the values of an only site may come without its name.
-        :param warn: whether to warn of an observation outside the simulated range, and of one of another size
-            than was simulated.
+        :param warn: whether to warn of an observation outside the simulated range, or of a new size.
         :raises ValueError: for sites that are missing or of other shapes, and values that are not finite.
         """
         observation = self.view.by_name(observation)
         arrays, batch = self.view.arrays(observation)
-        for i in self.summary.unseen_sizes(arrays, self.view.missing) if warn else []:
-            warnings.warn(
-                f"{self.view.names[i]!r} has shape {arrays[i].shape[1:]}, and all simulations had "
-                f"{self.summary.shapes[i]}: the network has never seen this size. Simulate this size, or "
-                "several sizes padded by NaN, with missing=True",
-                stacklevel=2,
-            )
+        for verdict in self.summary.unseen(self.view, arrays) if warn else []:
+            warnings.warn(verdict, stacklevel=2)
         contexts = _contexts(self.summary, self.members, self.weights, self.view, arrays)
         contexts = contexts.reshape(self.members, *batch, contexts.shape[-1])
         posterior = FlowPosterior(self, contexts, {k: jnp.asarray(observation[k]) for k in self.view.names})
@@ -217,8 +211,7 @@ class FlowPosterior(Posterior):
         return self.sites.constrain(rows)
 
     def _describe(self):
-        lines = [f"FlowPosterior {self._about()}"]
-        return lines if self.batch_shape else [*lines, self.surprise.verdict]
+        return [f"FlowPosterior {self._about()}", *([] if self.batch_shape else [self.surprise.verdict])]
 
 
 def npe(

@@ -171,17 +171,21 @@ class Summary:
         shapes = tuple(jnp.shape(a)[1:] for a in example)
         return cls(tuple(chosen), shapes, networks), lambda key: tuple(weights for weights, _ in made(key))
 
-    def unseen_sizes(self, arrays, missing: bool) -> list[int]:
-        """Places of the arrays ``(B, ...)`` whose sizes were not simulated.
+    def unseen(self, view: View, arrays) -> list[str]:
+        """Sentences about arrays ``(B, ...)`` of sizes that were not simulated.
 
-        :param missing: whether smaller ones can be padded by NaN, as simulated ones may have been.
+        Where numbers may be missing, smaller sizes may have been simulated, padded by NaN.
         """
-        shapes = [(jnp.shape(a)[1:], shape) for a, shape in zip(arrays, self.shapes)]
-        return [
-            i
-            for i, (own, known) in enumerate(shapes)
-            if own != known and not (missing and all(n <= m for n, m in zip(own, known)))
-        ]
+        found = []
+        for name, a, known in zip(view.names, arrays, self.shapes):
+            own = jnp.shape(a)[1:]
+            padded = view.missing and all(n <= m for n, m in zip(own, known))
+            if own != known and not padded:
+                found.append(
+                    f"{name!r} has shape {own}, and all simulations had {known}: the network has never seen "
+                    "this size. Simulate it, or several sizes padded by NaN, with missing=True"
+                )
+        return found
 
     @property
     def is_trained(self) -> bool:
