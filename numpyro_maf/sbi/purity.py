@@ -244,7 +244,7 @@ def _outputs(equation, inputs) -> list[set[str]]:
             step = _flow(params["body_jaxpr"], fixed + carry)
             carry = [old | new | runs for old, new in zip(carry, step)]
         return carry
-    if name == "scan":
+    if name == "scan" and "num_carry" in params:  # which jax 0.12 does not tell: there all meets all
         first, count = params["num_consts"], params["num_carry"]
         for _ in range(count):
             step = _flow(inner[0], inputs)[:count]
@@ -252,7 +252,7 @@ def _outputs(equation, inputs) -> list[set[str]]:
             inputs = inputs[:first] + middle + inputs[first + count :]
         found = _flow(inner[0], inputs)
         return [old | new for old, new in zip(inputs[first : first + count], found)] + found[count:]
-    if len(inner) == 1 and len(inner[0].jaxpr.invars) == len(inputs):
+    if name != "scan" and len(inner) == 1 and len(inner[0].jaxpr.invars) == len(inputs):
         return _flow(inner[0], inputs)
     if (
         inner
