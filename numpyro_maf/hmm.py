@@ -46,12 +46,12 @@ class HMM(Described, dist.Distribution):
 
     All but samples and ``mode`` are differentiable. Leading axes are batch axes, for plates of homes or days.
 
-    :param initial: ``(..., K)``, probabilities of the first state.
-    :param transition: ``(K, K)``, or ``(..., S, K, K)`` with S = T - 1 for one matrix a step or 1 for the
-        same at all steps; rows are probabilities of the next state.
     Where no path is possible, or a number is NaN under ``jit``, the evidence is -inf or NaN, ``mode`` and
     samples are -1 at every step, and probabilities are NaN.
 
+    :param initial: ``(..., K)``, probabilities of the first state.
+    :param transition: ``(K, K)``, or ``(..., S, K, K)`` with S = T - 1 for one matrix a step or 1 for the
+        same at all steps; rows are probabilities of the next state.
     :param log_density: ``(..., T, K)``; -inf says impossible.
     :param observed: ``(..., T)`` booleans; False says that the step's observation is missing and its row of
         the table does not count.

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import jax.numpy as jnp
@@ -19,15 +20,22 @@ from numpyro_maf.sbi.simulator import parameters, swap
 
 __all__ = ["learned"]
 
+THREADS = (
+    "another thread runs a NumPyro model at the same time, and NumPyro keeps one stack of handlers for all "
+    "threads: take a threading.Lock around each run of a model, or use processes"
+)
+
 
 class learned(Messenger):
     """A model with learned likelihoods or ratios at some of its sites, as NUTS and SVI take it.
 
     Whatever plates and ``to_event`` did to a :class:`~numpyro_maf.Simulator` is done to what replaces it.
-    ``learned(model, {"x": likelihood})`` is called as the model is.
+    ``learned(model, {"x": likelihood})`` is called as the model is. NumPyro keeps one stack of handlers for
+    all threads, so one thread at a time runs models; two that meet here are told so.
 
     :param fn: the model.
     :param likelihoods: by site, of :func:`nle` or :func:`nre`.
+    :raises RuntimeError: when another thread runs a model meanwhile.
     """
 
     def __init__(self, fn=None, likelihoods: dict[str, Any] | None = None):
@@ -44,10 +52,18 @@ class learned(Messenger):
         super().__init__(fn)
 
     def __enter__(self):
-        self.latent = []
+        self.latent, self.thread = [], threading.get_ident()
         return super().__enter__()
 
+    def __exit__(self, *how):
+        try:
+            return super().__exit__(*how)
+        except (AssertionError, IndexError) as error:  # NumPyro's, when the stack is not as it was
+            raise RuntimeError(THREADS) from error
+
     def process_message(self, msg):
+        if threading.get_ident() != self.thread:
+            raise RuntimeError(THREADS)
         if msg["type"] != "sample" or msg["name"] not in self.likelihoods:
             return
         likelihood, fn = self.likelihoods[msg["name"]], msg["fn"]

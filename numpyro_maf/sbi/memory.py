@@ -98,7 +98,8 @@ class Memory:
         """The complete rows by site, and what went wrong by row."""
         count = self.complete()
         values = {name: self._whole(name, site)[:count] for name, site in self.sites.items()}
-        return {name: values[name] for name in self.names}, self.errors(count)
+        empty = {name: np.zeros((0, *self.shapes[name])) for name in self.names}
+        return empty | values, self.errors(count)
 
     def whole(self, first: int, count: int) -> bool:
         """Whether ``count`` rows from ``first`` on are complete."""
