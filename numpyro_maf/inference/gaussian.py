@@ -3,11 +3,12 @@
 
 """Gaussians near a density, where guides start: one, or one for each mode.
 
-Batch and match takes the scores at draws of a Gaussian to the Gaussian that has such scores. It moves by
-whole standard deviations wherever the scores point, so it comes from far away, and it needs no scale. Far
-away, densities of recursive models and of exponential links are astronomically small, or not finite. There
+Batch and match takes the scores at draws of a Gaussian to the Gaussian that has such scores. Far away,
+densities of recursive models and of exponential links are astronomically small, or not finite. So
 
-- a draw that is not finite is left out, as long as half of the draws are finite; else the Gaussian shrinks;
+- a start first climbs by steps whose length no gradient decides, as far as the density is much greater there;
+- each round begins with the width, out of ten, that has the greatest ELBO;
+- a draw that is not finite is left out, as long as half of the draws are finite;
 - scores are shortened to 1e5 standard deviations, whose squares single precision can still hold;
 - a Gaussian is judged by its ELBO with no draw counting less than 1e4 nats below the median.
 
@@ -63,9 +64,9 @@ def fit_gaussian(
     :param loc: ``(D,)``, where to start; or ``(N, D)`` for several starts, of which the best goes on.
     :param scale: standard deviation at the start.
     :param options: ``steps`` of each round, 30; ``rounds``, 10: one from each start, then at most nine more,
-        as long as they gain half a nat, each from the best mean so far with ``scale`` again, since from far
-        away the covariance may collapse before the mean has arrived; ``draws``, 64, gradients for each step;
-        ``dense``, 100, the largest D for full covariance, above which it is diagonal.
+        as long as they gain half a nat, each from the best mean so far with ``scale`` or less again, since
+        from far away the covariance may collapse before the mean has arrived; ``draws``, 64, gradients for
+        each step; ``dense``, 100, the largest D for full covariance, above which it is diagonal.
     :return: mean ``(D,)`` and the Cholesky factor ``(D, D)`` of the covariance, or standard deviations
         ``(D,)``, of the step with the greatest ELBO less two standard errors. They are the start's where no
         density was finite.
@@ -166,8 +167,33 @@ def _fit(
     """Batch and match from each of ``(N, M, D)`` starts, the best of each M: ``(N, …)``."""
     key, width = as_key(key), starts.shape[-1]
     full = width <= dense
-    value_and_grad = jax.vmap(jax.value_and_grad(log_density))
+    at_one = jax.value_and_grad(log_density)
+    value_and_grad = jax.vmap(at_one)
     start = jnp.diag(jnp.full(width, scale)) if full else jnp.full(width, scale)
+
+    def climb(loc):
+        """Up the density by steps that only the gradient's signs decide, until it is no longer far lower.
+
+        Riedmiller & Braun, *A direct adaptive method for faster backpropagation learning: RPROP*
+        (1993). Not to the top, which may be a spike without mass.
+        """
+
+        def up(carry, _):
+            (value, z, gradient), size = carry
+            new_z = z + jnp.sign(gradient) * size
+            new_value, new_gradient = at_one(new_z)
+            new = new_value, new_z, new_gradient
+            fine = jnp.isfinite(new_value) & jnp.isfinite(new_gradient).all()
+            turn = jnp.sign(gradient) * jnp.sign(new_gradient)
+            factor = jnp.where(turn > 0, 1.2, jnp.where(turn < 0, 0.5, 1.0))
+            at = jax.tree.map(partial(jnp.where, fine), new, (value, z, gradient))
+            return (at, size * jnp.where(fine, factor, 0.25)), at[:2]
+
+        value, gradient = at_one(loc)
+        first = (value, loc, gradient), jnp.full(width, scale)
+        values, path = lax.scan(up, first, length=100)[1]
+        values, path = jnp.append(value, values), jnp.concatenate([loc[None], path])
+        return path[jnp.argmax(values >= jnp.nanmax(values) - 10 * (width + 10))]
 
     def evaluate(step, mean, root):
         eps = jax.random.normal(jax.random.fold_in(key, step), (draws, width), mean.dtype)
@@ -210,31 +236,33 @@ def _fit(
         (mean, root), rate, found, best = carry
         # The second half averages more and more, which counts where no Gaussian fits exactly.
         cap = jnp.where(i < steps // 2, 1e6, draws * width / (1 + i - steps // 2))
-        blind = found[0] == -jnp.inf  # nothing was seen so far: look there, and then nearer
-        nearer = mean, jnp.where(i > 0, root / 4, root)
         new = propose(mean, root, jnp.minimum(rate, cap), *found[2:])
-        new = jax.tree.map(partial(jnp.where, blind), nearer, new)
         there = evaluate(first + i, *new)
         better = there[0] > found[0] - 2 * jnp.hypot(found[1], there[1])
         better &= jnp.isfinite(new[0]).all() & jnp.isfinite(new[1]).all()
         choose = partial(jax.tree.map, partial(jnp.where, better))
-        next_rate = jnp.clip(jnp.where(better, 4 * rate, rate / 16), 1e-3, 1e6)
+        rate = jnp.clip(jnp.where(better, 4 * rate, rate / 16), 1e-3, 1e6)
         sure = there[0] - 2 * there[1]  # or a lucky one among many would win
         best = jax.tree.map(partial(jnp.where, better & (sure > best[0])), (sure, *new), best)
-        at = jax.tree.map(partial(jnp.where, better | blind), new, (mean, root))
-        return (at, jnp.where(blind, rate, next_rate), choose(there, found), best), None
+        return (choose(new, (mean, root)), rate, choose(there, found), best), None
+
+    def width_at(first, mean):
+        """The start's covariance, or narrower by powers of 4, whichever has the greatest ELBO."""
+        shares = 0.25 ** jnp.arange(10.0)
+        elbos = lax.map(lambda share: evaluate(first, mean, start * share)[0], shares)
+        return start * shares[jnp.argmax(elbos)]
 
     def run(locs):
         # From no draws and no scores the first step goes nowhere, and looks there.
         nothing = jnp.zeros((draws, width), locs.dtype)
         worst = jnp.array(-jnp.inf, locs.dtype)
         unknown = worst, jnp.zeros_like(worst), nothing, nothing, jnp.zeros(draws, locs.dtype)
-        count = len(locs)
+        count, climbed = len(locs), jax.vmap(climb)(locs)
 
         def again(state):
             number, old, _ = state
-            mean = jnp.where(number < count, locs[jnp.minimum(number, count - 1)], old[1])
-            carry = (mean, start), jnp.array(float(draws * width)), unknown, old
+            mean = jnp.where(number < count, climbed[jnp.minimum(number, count - 1)], old[1])
+            carry = (mean, width_at(steps * number, mean)), jnp.array(float(draws * width)), unknown, old
             best = lax.scan(partial(step, steps * number), carry, jnp.arange(steps))[0][-1]
             return number + 1, best, best[0] - old[0]
 

@@ -74,7 +74,10 @@ class Sites(Described):
                 raise ValueError(f"site {name!r} {which}; only continuous sites map to the reals")
             ends = [jax.tree.leaves(t[name]["fn"].support) for t in (trace, other)]
             if not all(np.array_equal(a, b) for a, b in zip(*ends)):
-                raise ValueError(f"the support of site {name!r} depends on other sites")
+                raise ValueError(
+                    f"the support of site {name!r} depends on other sites: sample a site of constant support "
+                    "and compute this one from it, such as b = (1 - a) * u with u ~ Uniform(0, 1)"
+                )
         return cls(
             tuple(s["fn"].support for s in chosen.values()),
             tuple(chosen),
