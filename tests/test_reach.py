@@ -10,12 +10,13 @@ import numpyro.distributions as dist
 import optax
 import pytest
 from numpyro import handlers
+from numpyro.contrib.control_flow import scan
 from numpyro.contrib.einstein import RBFKernel, SteinVI
 from numpyro.distributions import constraints
 from numpyro.infer import SVI, init_to_value
 from numpyro.infer.autoguide import AutoNormal
 from numpyro.infer.reparam import NeuTraReparam
-from numpyro.infer.util import log_density
+from numpyro.infer.util import log_density, potential_energy
 
 import numpyro_maf as nm
 from numpyro_maf.inference.gaussian import fit_gaussian
@@ -172,6 +173,28 @@ def test_neutra_follows_supports():
         np.testing.assert_allclose(*facts(jax.random.key(seed)), rtol=1e-4)
 
 
+def test_supports_that_depend_are_followed_through_scan():
+    def rising():
+        def step(last, _):
+            last = numpyro.sample("x", dist.TruncatedNormal(0.0, 1.0, low=last))
+            return last, last
+
+        scan(step, jnp.array(-1.0), None, length=3)
+
+    guide = nm.AutoFlow(rising, builder=ELEMENTWISE, warmup=0, init_scale=1.0)
+
+    @jax.jit
+    def facts(key):
+        drawn = handlers.trace(handlers.seed(guide, key)).get_trace()
+        x = drawn["x"]["value"]
+        found = log_density(rising, (), {}, {"x": x})[0] - drawn["x"]["fn"].log_prob(x).sum()
+        return x, found, -potential_energy(rising, (), {}, {"x": drawn["_auto_latent"]["value"]})
+
+    x, *densities = facts(jax.random.key(0))
+    assert -1 < x[0] < x[1] < x[2]
+    np.testing.assert_allclose(*densities, rtol=1e-4)
+
+
 def test_which_supports_depend_is_read_off_the_program():
     def model(data):
         low = numpyro.param("low", 0.0)
@@ -184,6 +207,12 @@ def test_which_supports_depend_is_read_off_the_program():
     sites = {name: jnp.zeros(()) for name in ("a", "constant", "above", "param")} | {"scaled": jnp.zeros(3)}
     found = dependent_supports(model, (jnp.arange(3.0),), {}, sites, {"low": jnp.zeros(())})
     assert found == ["above", "param"]
+
+
+def test_supports_that_depend_on_another_guides_site_are_refused():
+    hidden = handlers.block(shares, expose=["b", "two"])
+    with pytest.raises(ValueError, match="support of site 'b' depends on sites that this guide"):
+        jax.eval_shape(handlers.seed(nm.AutoFlow(hidden, builder=ELEMENTWISE), 0), COUNTS)
 
 
 def test_amortised_guides_refuse_supports_that_depend():
@@ -342,7 +371,7 @@ def test_a_trained_base_is_used():
 
     guide = nm.AutoFlow(model, builder=builder, warmup=0, init_scale=1.0)
     params = started(model, guide)
-    moved = params | {"auto$params": tuple(leaf + 0.7 for leaf in params["auto$params"])}
+    moved = params | {"auto$params": params["auto$params"] + 0.7}
 
     @jax.jit
     def facts(params):

@@ -71,7 +71,7 @@ def fit_gaussian(
         ``(D,)``, of the step with the greatest ELBO less two standard errors. They are the start's where no
         density was finite.
     """
-    found = search(key, log_density, jnp.atleast_2d(loc), scale, **options)
+    found = search(key, log_density, jnp.atleast_2d(jnp.asarray(loc, float)), scale, **options)
     return found.loc, found.scale
 
 

@@ -192,8 +192,9 @@ class FlowGuide(Described, AutoContinuous):
         flow = flat_flow_module(name, self._flow)()
         base = flow.base_dist
         if self._modes > 1:
-            mixture = numpyro.param(f"{name}_modes", lambda key: self._mixture)
-            base = GaussianMixture(*lax.stop_gradient(mixture))
+            parts = zip(("weights", "locs", "scales"), self._mixture)
+            parts = [numpyro.param(f"{name}_mode_{what}", lambda key, v=v: v) for what, v in parts]
+            base = GaussianMixture(*lax.stop_gradient(parts))
         return FlowDistribution(base, [*flow.transforms, gaussian])
 
     def _flow(self, key: ArrayLike) -> Flow:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
+from jax.flatten_util import ravel_pytree
 
 from numpyro_maf.flows.flow import Flow
 
@@ -37,19 +38,25 @@ def flow_module(name: str, flow: Flow | Callable[..., Flow], *, frozen: bool = F
 
 
 def flat_flow_module(name: str, flow: Callable[..., Flow]) -> Flow:
-    """As :func:`flow_module`, but the value of the param site is a plain tuple of arrays.
+    """As :func:`flow_module`, but the value of the param site is one vector.
 
-    ``SteinVI`` measures each param site, and looks into tuples and dictionaries alone. Weights given as any
-    other pytree, such as a flow's own, are taken as well.
+    ``SteinVI`` and its predictive distribution want an array at each param site. Weights given as a pytree,
+    such as a flow's own, are taken as well.
 
     :param name: prefix of the site's name; ``flow``: a function ``key -> Flow``.
     """
     template, init = _template(flow)
-    return template.with_weights(flat_param(f"{name}$params", jax.tree.structure(template.weights), init))
+    vector, unravel = ravel_pytree(template.weights)
+    value = numpyro.param(f"{name}$params", lambda key: ravel_pytree(init(key))[0])
+    value = ravel_pytree(value)[0].astype(vector.dtype)
+    return template.with_weights(unravel(value))
 
 
 def flat_param(name: str, structure: Any, init: Callable[[Any], Any]) -> Any:
-    """A pytree of parameters, of a given structure, whose param site holds a tuple of its arrays."""
+    """A pytree of parameters, of a given structure, whose param site holds a tuple of its arrays.
+
+    ``SteinVI`` looks into tuples, but into no other pytree.
+    """
     leaves = numpyro.param(name, lambda key: tuple(jax.tree.leaves(init(key))))
     return jax.tree.unflatten(structure, jax.tree.leaves(leaves))
 

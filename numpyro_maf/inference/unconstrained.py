@@ -31,6 +31,7 @@ def run_from(
     kwargs: Mapping[str, Any],
     numbers: Mapping[str, Array],
     params: Mapping[str, Any] | None = None,
+    key: Array | None = None,
 ) -> dict[str, Any]:
     """The trace of a model whose latent values come from unconstrained numbers, site by site.
 
@@ -46,7 +47,8 @@ def run_from(
             return biject_to(site["fn"].support)(numbers[site["name"]])
         return known.get(site["name"]) if site["type"] == "param" else None
 
-    placed = handlers.substitute(handlers.seed(model, jax.random.key(0)), substitute_fn=place)
+    key = jax.random.key(0) if key is None else key
+    placed = handlers.substitute(handlers.seed(model, key), substitute_fn=place)
     with handlers.block(hide_fn=lambda site: site["type"] != "param" or site["name"] in known):
         return dict(handlers.trace(placed).get_trace(*args, **kwargs))
 
@@ -66,22 +68,38 @@ def dependent_supports(
     numbers: Mapping[str, Array],
     params: Mapping[str, Any],
 ) -> list[str]:
-    """The sites whose support depends on other sites or on params, read off the program that makes it."""
+    """The sites whose support depends on other sites or on params, read off the program that makes it.
 
-    def ends(numbers, params):
-        trace = run_from(model, args, kwargs, numbers, params)
+    :raises ValueError: for a support that depends on what the model draws beside ``numbers``, such as sites
+        that a handler hides.
+    """
+
+    def ends(numbers, params, key):
+        trace = run_from(model, args, kwargs, numbers, params, key)
         leaves = {name: jax.tree.leaves(trace[name]["fn"].support) for name in numbers}
         names.extend(name for name in numbers for leaf in leaves[name] if _is_array(leaf))
         return [leaf for name in numbers for leaf in leaves[name] if _is_array(leaf)]
 
     names: list[str] = []
-    program = jax.make_jaxpr(ends)(dict(numbers), dict(params)).jaxpr
-    reached = set(map(id, program.invars))
-    for step in program.eqns:
-        if any(id(variable) in reached for variable in step.invars):
-            reached.update(map(id, step.outvars))
-    found = [name for name, end in zip(names, program.outvars, strict=True) if id(end) in reached]
-    return list(dict.fromkeys(found))
+    program = jax.make_jaxpr(ends)(dict(numbers), dict(params), jax.random.key(0)).jaxpr
+    *known, key = program.invars
+
+    def found(sources: list[Any], loops: bool) -> list[str]:
+        reached = set(map(id, sources))
+        for step in program.eqns:
+            taken = any(id(variable) in reached for variable in step.invars)
+            if taken and (loops or step.primitive.name not in ("scan", "while")):
+                reached.update(map(id, step.outvars))
+        ended = zip(names, program.outvars, strict=True)
+        return list(dict.fromkeys(name for name, end in ended if id(end) in reached))
+
+    # All that a loop gives is taken to depend on all that it gets; but keys go into every loop.
+    if loose := found([key], loops=False):
+        raise ValueError(
+            f"the support of site {loose[0]!r} depends on sites that this guide does not draw: "
+            "one guide must draw both"
+        )
+    return found(known, loops=True)
 
 
 def _is_array(leaf: Any) -> bool:
