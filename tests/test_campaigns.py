@@ -11,6 +11,7 @@ import threading
 import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from multiprocessing import get_context
 
@@ -20,6 +21,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from numpyro.infer.util import log_density
 
 import numpyro_maf as nm
 from numpyro_maf.sbi import Simulations, Simulator, locks
@@ -310,6 +312,28 @@ def test_threads_simulate_at_once():
             np.testing.assert_array_equal(found, right)
 
 
+def test_threads_that_meet_in_a_learned_model_are_told():
+    model = of(noisy)
+    likelihood = nm.maf(KEY, 1, context=1, transforms=1, hidden=(4,))
+    meet = threading.Barrier(2, timeout=5)
+
+    def one(_):
+        def both_inside(x=None):
+            with suppress(threading.BrokenBarrierError):
+                meet.wait()
+            model(x)
+
+        try:
+            log_density(nm.learned(both_inside, {"x": likelihood}), (), {"x": 1.0}, {"a": jnp.array(0.5)})
+        except RuntimeError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(2) as pool:
+        assert any("another thread" in said for said in pool.map(one, range(2)) if said)
+    meet.abort()
+    assert one(0) is None  # alone it runs
+
+
 # Stores ---------------------------------------------------------------------------------------------
 
 
@@ -371,7 +395,7 @@ def test_campaigns_resume_bit_equal_from_wherever_they_stopped(model, tmp_path, 
 
 
 def test_interrupted_calls_on_the_host_are_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr("numpyro_maf.sbi.host.WINDOW", 1)
+    monkeypatch.setattr("numpyro_maf.sbi.executors.WINDOW", 1)
     run = partial(nm.simulate, 0, of(on_host, (2,)), 400, store=tmp_path / "s", **QUIET)
     with pytest.warns(UserWarning, match="interrupted after"):
         part = run(executor=Impatient(12))
@@ -380,7 +404,7 @@ def test_interrupted_calls_on_the_host_are_kept(tmp_path, monkeypatch):
 
     class Counting(ThreadPoolExecutor):
         def submit(self, fn, *args):
-            made.extend(args[-1])
+            made.extend(args[-2])
             return super().submit(fn, *args)
 
     assert_equal(run(executor=Counting(1)), nm.simulate(0, of(on_host, (2,)), 400, **QUIET))

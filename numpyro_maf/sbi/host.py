@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import queue
 import sys
 import time
 import warnings
@@ -19,18 +18,17 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
+from numpyro_maf.sbi import executors
 from numpyro_maf.sbi.fingerprints import Walk, first_argument_is_read, is_random
 from numpyro_maf.sbi.purity import name_of
 from numpyro_maf.sbi.simulator import host_keys
-from numpyro_maf.sbi.worker import INTERRUPTED, attempt, attempts
+from numpyro_maf.sbi.worker import INTERRUPTED, attempt
 from numpyro_maf.sbi.workers import CannotTravel, Workers, packed
 
 __all__ = ["Host"]
 
 QUICK = 1e-3  # seconds of a call for which another process does not pay
 FLUSH = 0.4  # seconds after which finished calls are written
-WINDOW = 256  # tasks that an executor has at a time
-TASK_SECONDS = 0.2
 AGAIN = -1  # the number of the call that repeats the first
 
 # What can end the process, or is compiled by others: a function that reaches it runs in a process of its own.
@@ -158,7 +156,19 @@ class Host:
     def _stream(self, fn, shape, calls) -> Generator[Any, None, None]:
         """``(index, value, error)`` of each call as it finishes; None now and then."""
         if self.executor is not None:
-            yield from self._on_executor(self.executor, fn, shape, deque(calls))
+            left = dict(calls)
+            try:
+                for result in executors.stream(self.executor, fn, shape, self.timeout, calls):
+                    if result is not None:
+                        del left[result[0]]
+                    yield result
+            except BrokenExecutor as error:
+                warnings.warn(
+                    f"the executor is broken ({error or 'its process died'}): the calls that are left run in "
+                    "processes of this library, where one that dies costs its call alone",
+                    stacklevel=2,
+                )
+                yield from self._in_processes(fn, shape, deque(left.items()), here=False)
             return
         waiting = deque(calls)
         if self.timeout is None and _is_safe(fn):
@@ -181,7 +191,7 @@ class Host:
             times.append(seconds)
             yield i, value, error
 
-    def _in_processes(self, fn, shape, waiting):
+    def _in_processes(self, fn, shape, waiting, here=True):
         left = dict(waiting)
         try:
             if not sys.executable:
@@ -191,6 +201,11 @@ class Host:
                     del left[result[0]]
                 yield result
         except CannotTravel as error:
+            if not here:
+                raise RuntimeError(
+                    f"the executor broke, and the simulator {name_of(fn)} cannot be sent to other processes: "
+                    f"{error}"
+                ) from error
             warnings.warn(
                 f"the simulator {name_of(fn)} cannot be sent to other processes ({error}): its calls run in "
                 "this one, one after another",
@@ -202,77 +217,6 @@ class Host:
         if id(fn) not in self.payloads:
             self.payloads[id(fn)] = fn, packed(fn)  # the function stays alive, its id stays its own
         return self.payloads[id(fn)][1]
-
-    def _on_executor(self, executor, fn, shape, waiting):
-        """On the user's executor. The calls of a task that failed as a whole are tried one at a time."""
-        arrived: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        flying: dict[Any, list[Any]] = {}
-        alone: deque[Any] = deque()
-        tried: set[int] = set()
-        mean, fine, failed = TASK_SECONDS, False, 0
-
-        def submit(group):
-            future = executor.submit(attempts, fn, shape, self.timeout, [row for _, row in group])
-            flying[future] = group
-            future.add_done_callback(arrived.put)
-
-        try:
-            while waiting or flying or alone:
-                group = []
-                try:
-                    while waiting and len(flying) < WINDOW:
-                        group = [waiting.popleft() for _ in range(_size(mean, len(waiting)))]
-                        submit(group)
-                        group = []
-                    if alone and not flying:
-                        group = [alone.popleft()]
-                        submit(group)
-                        group = []
-                    future = arrived.get(timeout=0.1)
-                except queue.Empty:
-                    yield None
-                    continue
-                except BrokenExecutor:
-                    waiting.extendleft(group)
-                    break
-                group = flying.pop(future)
-                try:
-                    results = future.result()
-                except BrokenExecutor:
-                    waiting.extendleft(group)
-                    break
-                except Exception as error:
-                    what = f"{type(error).__name__}: {error}"
-                    failed += 1
-                    if failed > 3 and not fine:
-                        raise RuntimeError(
-                            f"the executor cannot run the simulator {name_of(fn)}: {what}"
-                        ) from error
-                    if len(group) == 1 and group[0][0] in tried:
-                        yield group[0][0], None, what
-                    else:
-                        alone.extend(group)
-                        tried.update(i for i, _ in group)
-                    continue
-                fine = True
-                for (i, _), (value, wrong, seconds) in zip(group, results):
-                    mean = 0.9 * mean + 0.1 * seconds
-                    yield i, value, wrong
-        finally:
-            for future in flying:
-                future.cancel()
-        left = [*waiting, *alone, *(call for group in flying.values() for call in group)]
-        if left:
-            warnings.warn(
-                "the executor is broken, because a process of it died: the calls that are left run in "
-                "processes of this library, where one that dies costs its call alone",
-                stacklevel=2,
-            )
-            yield from self._in_processes(fn, shape, deque(sorted(left, key=lambda call: call[0])))
-
-
-def _size(mean, waiting):
-    return min(max(int(TASK_SECONDS / max(mean, 1e-6)), 1), 64, waiting)
 
 
 def _is_safe(fn) -> bool:

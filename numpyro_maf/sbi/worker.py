@@ -67,8 +67,8 @@ def attempt(
     return (*(found[0] if found else (None, "timeout")), time.perf_counter() - start)
 
 
-def attempts(fn: Any, shape: tuple[int, ...], timeout: float | None, rows: Any) -> list[Any]:
-    """Several calls, one after another, as an executor runs them."""
+def attempts(fn: Any, shape: tuple[int, ...], timeout: float | None, rows: Any, number: int = 0) -> list[Any]:
+    """Several calls, one after another, as an executor runs them; ``number`` tells this task from others."""
     return [attempt(fn, shape, timeout, row) for row in rows]
 
 
