@@ -192,8 +192,8 @@ class FlowGuide(Described, AutoContinuous):
         flow = flat_flow_module(name, self._flow)()
         base = flow.base_dist
         if self._modes > 1:
-            parts = zip(("weights", "locs", "scales"), self._mixture)
-            parts = [numpyro.param(f"{name}_mode_{what}", lambda key, v=v: v) for what, v in parts]
+            starts = zip(("weights", "locs", "scales"), self._mixture)
+            parts = [numpyro.param(f"{name}_mode_{what}", lambda key, v=v: v) for what, v in starts]
             base = GaussianMixture(*lax.stop_gradient(parts))
         return FlowDistribution(base, [*flow.transforms, gaussian])
 
