@@ -150,7 +150,13 @@ _SAMPLE = 2**14
 
 
 def scaling(
-    x, rows, weights, inner: Callable = lambda part: part, name: str = "", tails: bool = False
+    x,
+    rows,
+    weights,
+    inner: Callable = lambda part: part,
+    name: str = "",
+    tails: bool = False,
+    keep: Any = False,
 ) -> Any:
     """Weighted mean and standard deviation of some rows of an array, NaN left out, in one pass over it.
 
@@ -158,6 +164,7 @@ def scaling(
 
     :param inner: what is done to rows first. A column that does not vary keeps scale 1.
     :param name: of the array, for warnings of constant columns and of lost precision; empty for none.
+    :param keep: booleans by column, True for those that keep their units: nothing is said of them.
     :param tails: whether columns with heavy tails are compressed, by :class:`HeavyTails`; they are located by
         median and quantiles, which exist for a Cauchy's too.
     """
@@ -191,7 +198,7 @@ def scaling(
         mean, sd = np.where(heavy, middle, mean), np.where(heavy, half, sd)
         width = np.where(heavy, np.arcsinh((part - mean) / sd).std(0), 0.0)
     if name:
-        _warn_of(name, mean, sd, varies)
+        _warn_of(name, mean, sd, varies, keep)
     lost = _resolution(mean) > 1e-3 * sd
     arrays = (mean, sd) if lost.any() else jax.device_put((mean, sd))
     if width.any():
@@ -204,8 +211,8 @@ def _resolution(mean) -> np.ndarray:
     return np.finfo(jnp.result_type(float)).eps * np.abs(mean)
 
 
-def _warn_of(name, mean, sd, varies) -> None:
-    for column in np.flatnonzero(~varies)[:3]:
+def _warn_of(name, mean, sd, varies, keep) -> None:
+    for column in np.flatnonzero(~varies & ~np.asarray(keep))[:3]:
         warnings.warn(
             f"{name}: column {column} is constant, or varies by less than can be told: there is no density "
             "to learn in it; leave it out",

@@ -139,7 +139,7 @@ def fit_loss(
     if standardize and flow.event_scale is not None:
         tails = flow.is_real and not flow.is_discrete.any()
         inner = _inner(flow, dequantize, noise_key)
-        start = replace(start, event_scale=scaling(x, rows, weights, inner, "x", tails))
+        start = replace(start, event_scale=scaling(x, rows, weights, inner, "x", tails, flow.is_discrete))
     if standardize and context is not None:
         start = replace(start, context_scale=scaling(context, rows, weights))
     scales = {s: getattr(start, s) for s in ("event_scale", "context_scale")}
