@@ -76,6 +76,8 @@ def psis(log_weights: ArrayLike) -> PSIS:
         smoothed, khat = raw, -math.inf  # equal but for rounding: no tail
     else:
         smoothed, khat = _psislw(raw)
+        if not (np.isfinite(khat) and np.isfinite(smoothed).all()):
+            smoothed, khat = raw, math.inf  # a tail to which no Pareto distribution could be fitted
     smoothed = smoothed - np.logaddexp.reduce(smoothed)
     ess = float(np.exp(-np.logaddexp.reduce(2 * smoothed)))
     return PSIS(float(khat), smoothed, ess, min(1 - 1 / math.log10(len(raw)), 0.7))

@@ -96,3 +96,8 @@ def test_c2st_takes_a_constant_column():
     assert abs(c2st(a, b) - 0.5) < 0.1
     b[:, 1] = 3.5  # another number tells them apart
     assert c2st(a, b) > 0.95
+
+
+def test_weights_beyond_any_tail_are_not_trusted():
+    found = psis(np.random.default_rng(0).standard_cauchy(1000) * 30)
+    assert found.khat > found.threshold and np.isfinite(found.log_weights).all()

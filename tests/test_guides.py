@@ -137,10 +137,10 @@ def test_the_gaussian_start_is_exact_for_a_gaussian():
     target = dist.MultivariateNormal(loc, scale_tril=root)
     found = fit_gaussian(0, target.log_prob, jnp.zeros(3), 0.1)
     found = dist.MultivariateNormal(found[0], scale_tril=found[1])
-    assert 0 <= dist.kl_divergence(found, target) < 1e-3
+    assert -1e-6 < dist.kl_divergence(found, target) < 1e-3  # it is not negative but for rounding
     alone = dist.Normal(loc, scale)
     found = fit_gaussian(0, alone.to_event(1).log_prob, jnp.zeros(3), 0.1, dense=2)
-    assert 0 <= dist.kl_divergence(dist.Normal(*found), alone).sum() < 1e-3
+    assert -1e-6 < dist.kl_divergence(dist.Normal(*found), alone).sum() < 1e-3
 
 
 def test_the_gaussian_start_arrives_from_far_away():
