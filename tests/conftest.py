@@ -27,6 +27,7 @@ import numpyro.distributions as dist  # noqa: E402
 
 import numpyro_maf as nm  # noqa: E402
 from numpyro_maf.flows.conditionals import Mixture  # noqa: E402
+from numpyro_maf.flows.linear import HeavyTails  # noqa: E402
 from numpyro_maf.nn.masked import MaskedMLP  # noqa: E402
 
 jax.config.update(
@@ -239,6 +240,12 @@ BIJECTORS = {
     "logit": Case(lambda key: nm.Logit(0.05), 3, kind="unit"),
     "probit": Case(lambda key: nm.Probit(), 3, kind="unit"),
     "permute": Case(lambda key: nm.Permute((2, 0, 3, 1)), 4),
+    "heavy-tails": Case(
+        lambda key: HeavyTails(
+            jnp.array([1.0, -2.0, 0.0]), jnp.array([0.5, 3.0, 1.0]), jnp.array([1.7, 0, 0.4])
+        ),
+        3,
+    ),
     "standardize": Case(lambda key: nm.Standardize(jnp.array([1.0, -2.0]), jnp.array([0.5, 3.0])), 2),
 }
 

@@ -116,3 +116,9 @@ def test_a_row_that_is_no_number_stops_no_other():
     found = jax.jit(d.log_prob)(x)
     assert not np.isfinite(found[jnp.array([0, 2])]).any()
     np.testing.assert_allclose(found[1], d.log_prob(x[1]), rtol=1e-5)
+
+
+def test_direct_solutions_have_derivatives_in_forward_mode():
+    d = nm.ffjord(jax.random.key(0), 2, hidden=(8,), adjoint="direct")()
+    x = jnp.array([0.3, -0.2])
+    np.testing.assert_allclose(jax.jacfwd(d.log_prob)(x), jax.grad(d.log_prob)(x), rtol=1e-3, atol=1e-4)

@@ -275,7 +275,8 @@ def ffjord(
 
     :param trace: ``"exact"``; ``"hutchinson"``, an unbiased estimate for many dimensions; None for exact
         up to 10 features.
-    :param adjoint: ``"recursive"``, exact gradients of the solver's steps, or ``"backsolve"``, fixed memory.
+    :param adjoint: ``"recursive"``, exact gradients of the solver's steps; ``"backsolve"``, fixed memory; or
+        ``"direct"``, derivatives in forward mode too.
     :param rtol: relative tolerance of the solver; ``atol``: absolute tolerance.
     """
     width = math.prod(event_shape(features))

@@ -233,6 +233,10 @@ def _steps(
 
 
 def check_mixing(mixing: str, scalar: Scalar) -> None:
+    """Refuse linear mixing of numbers that live in a box or on a circle.
+
+    :raises ValueError: for ``mixing="linear"`` with a scalar map whose support is not the reals.
+    """
     if mixing == "linear" and scalar.support != "real":
         raise ValueError(
             f"mixing='linear' takes numbers off the {scalar.support} interval where {short(scalar)} works; "
@@ -241,5 +245,11 @@ def check_mixing(mixing: str, scalar: Scalar) -> None:
 
 
 def expect_support(scalar, support: str, name: str, example: str) -> None:
+    """Refuse a scalar map of another support.
+
+    :param support: ``"real"``, ``"unit"`` or ``"circle"``; ``name``: of the builder; ``example``: a map to
+        name in the message.
+    :raises ValueError: for another support.
+    """
     if scalar.support != support:
         raise ValueError(f"{name} takes a scalar map of support {support!r} such as {example}, got {scalar}")

@@ -97,29 +97,41 @@ class Standardize(Bijector):
 class HeavyTails(Standardize):
     """``y = loc + scale * sinh(heavy * x)`` in some columns, ``loc + scale * x`` in the others.
 
-    Power-law tails become exponential ones, which flows learn; near ``loc`` nothing changes.
+    Going from data to base, power-law tails become exponential ones, which flows can learn. Beyond
+    ``|heavy * x| = 30`` the map goes on as a straight line, so that no number overflows.
 
     :param heavy: ``(D,)``, positive for the columns with heavy tails, 0 for others.
+    :raises ValueError: when the event is of another width.
     """
 
     heavy: Any = 0.0
 
     def forward_and_log_det(self, x):
-        y, log_det = super().forward_and_log_det(jnp.where(self.heavy > 0, jnp.sinh(self.heavy * x), x))
-        return y, log_det + self._log_slope(x)
+        check_width(x, jnp.shape(self.loc)[-1], "HeavyTails")
+        u = self._width * x
+        near = jnp.clip(u, -_LINE, _LINE)
+        bent = jnp.sinh(near) + math.cosh(_LINE) * (u - near)
+        y, log_det = super().forward_and_log_det(jnp.where(self.heavy > 0, bent, x))
+        return y, log_det + self._log_slope(near)
 
     def inverse_and_log_det(self, y):
         bent, log_det = super().inverse_and_log_det(y)
-        heavy = jnp.where(self.heavy > 0, self.heavy, 1.0)
-        x = jnp.where(self.heavy > 0, jnp.arcsinh(bent) / heavy, bent)
-        return x, log_det - self._log_slope(x)
+        near = jnp.clip(bent, -math.sinh(_LINE), math.sinh(_LINE))
+        u = jnp.arcsinh(near) + (bent - near) / math.cosh(_LINE)
+        x = jnp.where(self.heavy > 0, u / self._width, bent)
+        return x, log_det - self._log_slope(jnp.arcsinh(near))
 
-    def _log_slope(self, x):
-        """Log of ``heavy * cosh(heavy * x)``, of large numbers too."""
-        heavy = jnp.where(self.heavy > 0, self.heavy, 1.0)
-        size = jnp.abs(heavy * x)
-        slope = jnp.log(heavy) + size + jnp.log1p(jnp.exp(-2 * size)) - math.log(2)
+    @property
+    def _width(self):
+        return jnp.where(self.heavy > 0, self.heavy, 1.0)
+
+    def _log_slope(self, near):
+        """Log of the derivative of ``sinh(heavy * x)``, at ``near = heavy * x``, sum over columns."""
+        slope = jnp.log(self._width) + jnp.log(jnp.cosh(near))
         return jnp.where(self.heavy > 0, slope, 0.0).sum(-1)
+
+
+_LINE = 30.0
 
 
 @dataclass(frozen=True, eq=False)

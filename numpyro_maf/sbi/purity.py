@@ -135,9 +135,8 @@ def _judge(fn, key, params) -> bool:
 
 def _traced(fn, key, params, seen=None):
     """The program of a function, traced anew; ``seen`` collects what its tracers were turned into."""
-    inner = (
-        inspect.unwrap(fn) if isinstance(fn, jax.stages.Wrapped) else fn
-    )  # else a cached trace tells nothing
+    # Of a function under jit JAX keeps the trace: the function itself is traced, so that it runs again.
+    inner = inspect.unwrap(fn) if isinstance(fn, jax.stages.Wrapped) else fn
 
     def watch(frame, event, _):
         what = CONVERSIONS.get(frame.f_code) if event == "call" else None
@@ -231,7 +230,8 @@ def _outputs(equation, inputs) -> list[set[str]]:
     """Labels of an operation's results. A loop is followed until nothing new comes."""
     name, params, inner = equation.primitive.name, equation.params, _inner(equation)
     everything: set[str] = set().union(*inputs)
-    if name in DRAWS and KEY not in everything:
+    draws = name in DRAWS or any(op in DRAWS for program in inner for op, _ in _constants(program))
+    if draws and KEY not in everything:
         everything = everything | {FIXED}
     if name == "cond":
         branches = [_flow(branch, inputs[1:]) for branch in inner]
@@ -244,7 +244,9 @@ def _outputs(equation, inputs) -> list[set[str]]:
             step = _flow(params["body_jaxpr"], fixed + carry)
             carry = [old | new | runs for old, new in zip(carry, step)]
         return carry
-    if name == "scan" and "num_carry" in params:  # which jax 0.12 does not tell: there all meets all
+    if (
+        name == "scan" and "num_carry" in params
+    ):  # jax 0.12 gives no such number: there each result has all labels
         first, count = params["num_consts"], params["num_carry"]
         for _ in range(count):
             step = _flow(inner[0], inputs)[:count]
@@ -254,10 +256,4 @@ def _outputs(equation, inputs) -> list[set[str]]:
         return [old | new for old, new in zip(inputs[first : first + count], found)] + found[count:]
     if name != "scan" and len(inner) == 1 and len(inner[0].jaxpr.invars) == len(inputs):
         return _flow(inner[0], inputs)
-    if (
-        inner
-        and any(op in DRAWS for program in inner for op, _ in _constants(program))
-        and KEY not in everything
-    ):
-        everything = everything | {FIXED}
     return [everything for _ in equation.outvars]

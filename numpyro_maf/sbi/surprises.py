@@ -57,8 +57,7 @@ def typical_of(seen):
     The distances are those of one half of the summaries from mean and covariance of the other half: in many
     dimensions a new one lies farther out than those that the covariance was made of.
     """
-    half = (len(seen) + 1) // 2
-    known, new = seen[:half], seen[half:] if len(seen) > 1 else seen
+    known, new = seen[::2], seen[1::2]
     mean = known.mean(0)
     values, vectors = np.linalg.eigh(np.atleast_2d(np.cov(known.T)))
     kept = values > 1e-6 * values.max()
