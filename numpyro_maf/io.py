@@ -10,26 +10,21 @@ Whatever does not hold is a ValueError, the only exception that the contents of 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import safe_open
-from safetensors.numpy import save as as_bytes
 
 from numpyro_maf import codec, migrations
 from numpyro_maf.flows.flow import Flow
 from numpyro_maf.inference.learned_priors import Joint
 from numpyro_maf.sbi import NeuralPosterior, Ratio
+from numpyro_maf.tensors import read_tensors, write_tensors
 
 __all__ = ["load", "save"]
 
-_HEADER, _DIGEST = "numpyro_maf", "sha256"
 _VERSION = 2
 _LEARNED = (Flow, Joint, NeuralPosterior, Ratio)
 
@@ -57,15 +52,7 @@ def save(path: str | os.PathLike[str], learned: Flow | Joint | NeuralPosterior |
     about = {"version": _VERSION, "structure": structure}
     if isinstance(learned, Flow) and learned.recipe is not None:
         about["spec"] = learned.spec  # for people: loading reads the structure
-    header = json.dumps(about, sort_keys=True)
-    data = as_bytes(arrays, metadata={_HEADER: header, _DIGEST: _digest(header, arrays)})
-    path = Path(path)
-    part = path.with_name(f"{path.name}.part{os.getpid()}")
-    try:
-        part.write_bytes(data)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_tensors(path, about, arrays)
 
 
 def load(path: str | os.PathLike[str]) -> Any:
@@ -95,34 +82,14 @@ def load(path: str | os.PathLike[str]) -> Any:
 
 
 def _opened(path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Header and arrays of a file whose digest is right."""
-    try:
-        opened = safe_open(path, "numpy")
-    except Exception as error:
-        raise ValueError(f"is damaged or not a safetensors file: {error}") from error
-    with opened as file:
-        metadata = file.metadata() or {}
-        if _HEADER not in metadata:
-            raise ValueError("was not written by numpyro_maf.save")
-        text = metadata[_HEADER]
-        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    digest, expected = metadata.get(_DIGEST), _digest(text, arrays)
-    header = json.loads(text)
+    """Header and arrays of a file of a known version."""
+    header, arrays, sealed = read_tensors(path)
     version = header["version"]
     if version not in range(1, _VERSION + 1):
         raise ValueError(f"has format version {version}, this is {_VERSION}: please upgrade")
-    if digest != expected and (digest is not None or version > 1):  # version 1 had none
-        raise ValueError("is damaged: its SHA-256 digest does not fit its contents")
+    if version > 1 and not sealed:
+        raise ValueError("is damaged: it has no SHA-256 digest")
     return header, arrays
-
-
-def _digest(header: str, arrays: dict[str, np.ndarray]) -> str:
-    """SHA-256 of the header and of all names, types, shapes and numbers."""
-    found = hashlib.sha256(header.encode())
-    for name, array in sorted(arrays.items()):
-        found.update(f"{name} {array.dtype.str} {array.shape}".encode())
-        found.update(np.ascontiguousarray(array).data if array.size else b"")
-    return found.hexdigest()
 
 
 def _check_finite(learned) -> None:

@@ -135,9 +135,9 @@ def test_weights_are_repetitions():
     np.testing.assert_allclose(weighted.train_loss, repeated.train_loss, rtol=1e-5)
     np.testing.assert_allclose(weighted.params["mean"], repeated.params["mean"], rtol=1e-5)
     assert abs(other.train_loss - weighted.train_loss).max() > 1e-3
-    one = rows_module.scaling(ROWS[:50], np.arange(50), weights)
+    one = rows_module.scaling(ROWS[:50], np.arange(50), weights, name="x")
     many = np.repeat(ROWS[:50], weights, 0)
-    two = rows_module.scaling(many, np.arange(len(many)), np.ones(len(many)))
+    two = rows_module.scaling(many, np.arange(len(many)), np.ones(len(many)), name="x")
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), one, two)
 
 

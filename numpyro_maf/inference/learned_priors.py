@@ -27,6 +27,7 @@ from numpyro_maf.pytrees import Described
 from numpyro_maf.rng import as_key, as_shape, split
 from numpyro_maf.train.likelihood import fit
 from numpyro_maf.train.options import FitOptions, check_options
+from numpyro_maf.train.state import carrying
 
 __all__ = ["Joint", "fit_sites", "sample_sites"]
 
@@ -93,7 +94,8 @@ def fit_sites(
             raise ValueError(f"samples of {name!r} lie outside its support {support}")
     init_key, fit_key = split(as_key(key))
     flow = builder(init_key, sites.width)
-    return Joint(fit(fit_key, flow, vector, **options).flow, sites)
+    with carrying(lambda result: Joint(result.flow, sites)):
+        return Joint(fit(fit_key, flow, vector, **options).flow, sites)
 
 
 def sample_sites(name: str, joint: Joint, *, frozen: bool = True) -> dict[str, Array]:

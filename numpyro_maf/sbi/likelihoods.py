@@ -9,6 +9,7 @@ Papamakarios, Sterratt & Murray, *Sequential Neural Likelihood* (2019), of which
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any, Unpack
 
 import numpy as np
@@ -23,6 +24,7 @@ from numpyro_maf.sbi.options import LikelihoodOptions
 from numpyro_maf.sbi.preprocessing import Prepared, training_options
 from numpyro_maf.train.likelihood import FitResult, fit
 from numpyro_maf.train.options import TrainOptions, check_options
+from numpyro_maf.train.state import carrying
 
 __all__ = ["fit_likelihood", "nle"]
 
@@ -69,7 +71,8 @@ def nle(
         prepare_key, "nle", model, sims, site, vectors=False, latent=latent, failures=failures,
         weights=weights, validation=validation, model_args=model_args, model_kwargs=model_kwargs,
     )  # fmt: skip
-    return fit_likelihood(key, prepared, builder=builder, regression=regression, **options).flow
+    with carrying(attrgetter("flow")):
+        return fit_likelihood(key, prepared, builder=builder, regression=regression, **options).flow
 
 
 def fit_likelihood(

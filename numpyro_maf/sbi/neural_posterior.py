@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Unpack
+from typing import Any, Unpack, cast
 
 import jax
 import jax.numpy as jnp
@@ -260,7 +260,7 @@ def npe(
     :param validation: share of the simulations held out at random, or ``(N,)`` booleans.
     :param options: of :func:`~numpyro_maf.train.train`: ``batch_size`` (by default a 64th of the rows, but
         64, 128 or 256), ``learning_rate`` (0.005), ``anneal`` (0.3), ``average`` (0.995), ``tolerance``
-        (0.01), ``max_epochs``, ``patience``, ``optimizer``, ``progress``, ``callback``.
+        (0.01), ``max_epochs``, ``patience``, ``optimizer``, ``progress``, ``callback``, ``checkpoint``.
     :raises ValueError: for sites that are not there, supports that depend on other sites, and too few rows.
     """
     check_options("npe", options, PosteriorOptions)
@@ -281,18 +281,17 @@ def fit_posterior(
     """As :func:`npe`, from prepared simulations."""
     init_key, net_key, fit_key = split(key, 3)
     view, summary, weights_of, width = prepared.summary(embedding)
-    sites: Any = prepared.sites
-    vectors, training = prepared.theta, ~prepared.held_out
+    sites, vectors, training = cast(Sites, prepared.sites), prepared.theta, ~prepared.held_out
     if any(sites.columns):
         builder = partial(made if builder is nsf else builder, columns=columns_of(sites))
     flows = Ensemble.init(init_key, lambda k: builder(k, sites.width, context=width), ensemble)
     networks = stack([weights_of(k) for k in split(net_key, ensemble)])
     if flows.event_scale is not None:
         inner = lambda part: np.where(flows.is_discrete, 0, flows.inner_events(part))  # noqa: E731
-        scale = scaling(vectors, np.flatnonzero(training), prepared.weights, inner)
+        about: Any = dict(name="the latent sites' vector", density=True, keep=flows.is_discrete)
+        scale = scaling(vectors, np.flatnonzero(training), prepared.weights, inner, **about)
         flows = Ensemble(replace(flows.flows, event_scale=stack([scale] * ensemble)))
-    some, some_arrays = prepared.some, prepared.some_arrays
-    starts = [flows]
+    some, some_arrays, starts = prepared.some, prepared.some_arrays, [flows]
     if flows.is_real and not summary.is_trained and regression is not False:
         own = training[some]
         contexts = np.asarray(_contexts(summary, 1, networks, view, some_arrays))[0]
@@ -307,12 +306,13 @@ def fit_posterior(
         loss, options = AtomicLoss.of(summary, atoms, options)
         data[1:1] = [AtomicLoss.log_prior(prepared)]
     pairs = [((start.weights, networks), (start, view)) for start in starts]
-    (trained, networks), (flows, _), losses = prepared.train(fit_key, loss, pairs, data, **options)
+    trained, (flows, _) = prepared.train(fit_key, loss, pairs, data, **options)
+    own, networks = trained.params
     typical = typical_of(np.asarray(_contexts(summary, ensemble, networks, view, some_arrays))[0])
-    return NeuralPosterior(
-        flows.with_weights(trained), networks, view, typical, sites, summary, losses, prepared.excluded,
-        prepared.setting,
-    )  # fmt: skip
+    return trained.carried(NeuralPosterior(
+        flows.with_weights(own), networks, view, typical, sites, summary, Losses.of(trained),
+        prepared.excluded, prepared.setting,
+    ))  # fmt: skip
 
 
 @dataclass(frozen=True)

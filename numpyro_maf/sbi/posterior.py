@@ -34,6 +34,7 @@ from numpyro_maf.rng import as_key, split
 from numpyro_maf.sbi.simulations import Simulations, simulate, with_shapes
 from numpyro_maf.traces import latent_names
 from numpyro_maf.train.likelihood import fit
+from numpyro_maf.train.state import carrying
 
 __all__ = ["Posterior", "Setting", "columns_of", "from_vectors", "to_vectors"]
 
@@ -169,7 +170,8 @@ class Posterior(Described):
         if any(kept.columns):
             builder = partial(made if builder is nsf else builder, columns=columns_of(kept))
         options = {"progress": False, "learning_rate": 2e-3, **options}
-        return Joint(fit(fit_key, builder(init_key, kept.width), vector, **options).flow, kept)
+        with carrying(lambda result: Joint(result.flow, kept)):
+            return Joint(fit(fit_key, builder(init_key, kept.width), vector, **options).flow, kept)
 
     # The model ------------------------------------------------------------------------------------
 

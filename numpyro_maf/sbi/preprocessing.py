@@ -23,6 +23,7 @@ from numpyro_maf.sbi.reading import ModelSites
 from numpyro_maf.sbi.views import Summary, View, axes_of, embedding_of
 from numpyro_maf.train.data import checked_weights, held_out_rows
 from numpyro_maf.train.loop import train_best
+from numpyro_maf.train.state import Trained
 
 __all__ = ["Losses", "Prepared", "training_options"]
 
@@ -212,18 +213,16 @@ class Prepared:
 
         return view, summary, weights_of, jax.eval_shape(width).shape[-1]
 
-    def train(self, key, loss, starts, data, **options) -> tuple[Any, Any, Losses]:
-        """Minimise a loss of ``(params, fixed)`` over rows of data.
+    def train(self, key, loss, starts, data, **options) -> tuple[Trained, Any]:
+        """Minimise a loss of ``(params, fixed)`` over rows of data, as :func:`train_best` does.
 
         :param starts: pairs ``(params, fixed)``, of which the best is taken.
-        :return: the trained params, what was fixed, and the losses.
         """
         options = training_options(len(self.theta), options)
         options |= dict(weights=self.weights, held_out=self.held_out)
         dtype = jax.tree.leaves(starts[0][0])[0].dtype
         data = [a.astype(dtype, copy=False) if i == 0 else a for i, a in enumerate(data)]
-        trained, fixed = train_best(key, loss, starts, data, **options)
-        return trained.params, fixed, Losses.of(trained)
+        return train_best(key, loss, starts, data, **options)
 
 
 def training_options(rows: int, options: dict[str, Any]) -> dict[str, Any]:

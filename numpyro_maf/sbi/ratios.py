@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Unpack
 
 import jax.numpy as jnp
@@ -32,6 +33,7 @@ from numpyro_maf.sbi.preprocessing import Losses, Prepared, training_options
 from numpyro_maf.sbi.views import Summary, View
 from numpyro_maf.train.data import scaling
 from numpyro_maf.train.options import TrainOptions, check_options
+from numpyro_maf.train.state import carrying
 
 __all__ = ["Ratio", "RatioDistribution", "fit_ratio", "nre"]
 
@@ -75,7 +77,9 @@ def nre(
         failures=failures, weights=weights, validation=validation, model_args=model_args,
         model_kwargs=model_kwargs,
     )  # fmt: skip
-    return fit_ratio(key, prepared, embedding=embedding, hidden=hidden, contrasts=contrasts, **options)[0]
+    chosen = dict(embedding=embedding, hidden=hidden, contrasts=contrasts)
+    with carrying(itemgetter(0)):
+        return fit_ratio(key, prepared, **chosen, **options)[0]
 
 
 def fit_ratio(
@@ -98,12 +102,13 @@ def fit_ratio(
         raise ValueError(f"{contrasts} contrasts need a batch_size of {2 * contrasts} or more")
     view, summary, weights_of, width = prepared.summary(embedding)
     net = MLP.init(net_key, width + theta.shape[-1], (1, 1), hidden=hidden)
-    scale = scaling(theta, np.flatnonzero(~held_out), prepared.weights)
+    scale = scaling(theta, np.flatnonzero(~held_out), prepared.weights, name="the parameters")
     start = Ratio(net, weights_of(network_key), view, scale, summary)
     data = [theta.astype(jnp.result_type(float), copy=False), *prepared.arrays]
     pair = (start.net, start.networks), start
-    (net, networks), _, losses = prepared.train(fit_key, Contrast(contrasts), [pair], data, **options)
-    return Ratio(net, networks, view, scale, summary), losses
+    trained, _ = prepared.train(fit_key, Contrast(contrasts), [pair], data, **options)
+    net, networks = trained.params
+    return trained.carried((Ratio(net, networks, view, scale, summary), Losses.of(trained)))
 
 
 @storable

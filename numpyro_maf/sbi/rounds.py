@@ -17,9 +17,11 @@ All work with unconstrained vectors, so no proposal ever leaves the prior's supp
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
@@ -36,6 +38,7 @@ from numpyro_maf.sbi.preprocessing import Prepared
 from numpyro_maf.sbi.simulations import Simulations, simulate
 from numpyro_maf.sbi.snpe_a import GaussianDivision
 from numpyro_maf.train.options import check_options
+from numpyro_maf.train.state import NotFiniteError
 
 __all__ = ["METHODS", "Round", "Sequential", "next_round", "snle", "snpe", "snre"]
 
@@ -129,7 +132,9 @@ def snpe(
 ) -> Sequential:
     """Learn the posterior given one observation in rounds of simulations.
 
-    Interrupting keeps the rounds that are complete.
+    Interrupting keeps the rounds that are complete. With ``checkpoint``, a folder, the simulations of each
+    round and its training are kept there, and the same call resumes, whatever ended it: its result is the
+    same, bit by bit.
 
     :param key: a ``jax.random`` key.
     :param observation: values by observed site.
@@ -179,10 +184,15 @@ def _rounds(who, key, model, observation, rounds, simulations, method, options):
     method = _method(method, **settings)
     done: tuple[Round, ...] = ()
     _check(who, method, options)
+    folder = options.pop("checkpoint", None)
     for i, round_key in enumerate(split(as_key(key), rounds), 1):
         now = method if i == rounds else method.early(simulations)
+        own = folder and Path(folder) / f"round-{i}"
         try:
-            new = next_round(round_key, model, observation, done, simulations, now, **options)
+            new = next_round(round_key, model, observation, done, simulations, now, checkpoint=own, **options)
+        except NotFiniteError as error:
+            error.result = Sequential(done) if done else None
+            raise
         except KeyboardInterrupt:
             if not done:
                 raise
@@ -211,6 +221,7 @@ def next_round(
     epsilon: float | None = None,
     progress: bool = True,
     num_particles: int | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> Round:
     """One round, given those before it.
@@ -221,6 +232,7 @@ def next_round(
         :class:`~numpyro_maf.sbi.methods.Method`.
     :param epsilon: of truncated proposals, the posterior's mass outside the region, 0.0001 by default.
     :param num_particles: of :func:`smc`, for the methods ``"nle"`` and ``"nre"``, 10,000 by default.
+    :param checkpoint: a folder for simulations and training, so that the same call resumes.
     """
     propose_key, run_key, prepare_key, learn_key, judge_key = split(as_key(key), 5)
     settings = dict(epsilon=epsilon, num_particles=num_particles)
@@ -233,6 +245,7 @@ def next_round(
     proposal = Proposal() if last is None else method.propose(propose_key, last, setting, simulations)
     sims = simulate(
         run_key, model, simulations, *setting.args, executor=executor, timeout=timeout, given=proposal.given,
+        store=checkpoint and Path(checkpoint) / "simulations",
         missing=tuple(observation) if options.get("missing") else (), progress=progress, **setting.kwargs,
     )  # fmt: skip
     if sims.stopped:
@@ -247,6 +260,8 @@ def next_round(
         vectors=method.vectors, model_args=setting.args, model_kwargs=setting.kwargs,
         **preparing,
     )  # fmt: skip
+    if checkpoint is not None:
+        options["checkpoint"] = Path(checkpoint) / "training"
     posterior, found, stopped = method.learn(
         learn_key, prepared, observation, proposal, progress=progress, **options
     )

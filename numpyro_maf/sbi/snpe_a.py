@@ -154,15 +154,16 @@ def fit_gaussians(
     loc, scale = rows.mean(0), rows.std(0) + 1e-9
     data = [(vectors - loc) / scale, *prepared.arrays]
     pair = (net, weights_of(network_key)), (None, view)
-    (net, networks), _, losses = prepared.train(
-        fit_key, _GaussianLoss(summary, width), [pair], data, **options
-    )
+    trained, _ = prepared.train(fit_key, _GaussianLoss(summary, width), [pair], data, **options)
+    net, networks = trained.params
     seen = {name: jnp.asarray(a[0]) for name, a in zip(prepared.supports, prepared.arrays)}
     drawn = np.asarray(to_vectors(sites, prior_draws(prepared.setting, seen, prior_key, 20_000))[0])
     prior = drawn.mean(0), np.cov(drawn.T).reshape(width, width)
-    return GaussianEstimator(
-        prepared.setting, sites, view, summary, net, networks, (loc, scale), prior, proposal, losses
-    )
+    found = GaussianEstimator(
+        prepared.setting, sites, view, summary, net, networks, (loc, scale), prior, proposal,
+        Losses.of(trained),
+    )  # fmt: skip
+    return trained.carried(found)
 
 
 @partial(jax.jit, static_argnames="sample_shape")

@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
+from numpyro_maf.locks import Lock
 from numpyro_maf.sbi import about
-from numpyro_maf.sbi.locks import Lock
 from numpyro_maf.sbi.memory import Memory
 
 __all__ = ["Folder", "saved"]

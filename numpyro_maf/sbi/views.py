@@ -22,6 +22,7 @@ from numpyro_maf.nn.adapters import as_network
 from numpyro_maf.nn.embeddings import Embedding
 from numpyro_maf.pytrees import static
 from numpyro_maf.rng import split
+from numpyro_maf.train.data import warn_of_rounding
 
 __all__ = ["Summary", "View", "axes_of", "embedding_of"]
 
@@ -70,7 +71,9 @@ class View:
             total = np.maximum(known.sum(over), 1)
             mean = np.nansum(part, over) / total
             sd = np.sqrt(np.nansum((part - mean) ** 2, over) / total)
-            sd = np.where(sd > 1e-10 * np.maximum(np.abs(mean), 1e-30), sd, 1.0)
+            varies = sd > 1e-14 * np.maximum(np.abs(mean), 1e-30)
+            sd = np.where(varies, sd, 1.0)
+            warn_of_rounding(f"observed site {name!r}", mean, sd, varies)
             scales.append(Standardize(mean, sd))
             kurtosis = np.nansum(((part - mean) / sd) ** 4, over) / total
             heavy.append(np.where(kurtosis > _HEAVY, 1.0, 0.0))

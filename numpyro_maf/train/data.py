@@ -17,7 +17,7 @@ import numpy as np
 from numpyro_maf.flows.linear import HeavyTails, Standardize
 from numpyro_maf.rng import generator
 
-__all__ = ["Rows", "checked_rows", "checked_weights", "held_out_rows", "scaling"]
+__all__ = ["Rows", "checked_rows", "checked_weights", "held_out_rows", "scaling", "warn_of_rounding"]
 
 RESIDENT, BLOCK = 2**28, 2**26  # bytes
 
@@ -150,23 +150,21 @@ _SAMPLE = 2**14
 
 
 def scaling(
-    x,
-    rows,
-    weights,
-    inner: Callable = lambda part: part,
-    name: str = "",
-    tails: bool = False,
-    keep: Any = False,
-) -> Any:
+    x, rows, weights, inner: Callable = lambda part: part, *, name: str, density: bool = False,
+    tails: bool = False, keep: Any = False,
+) -> Standardize:  # fmt: skip
     """Weighted mean and standard deviation of some rows of an array, NaN left out, in one pass over it.
 
-    Computed in double precision on the host. Where JAX's precision would lose them, the numbers stay there.
+    They are computed in double precision on the host. Where JAX's floating point would lose them, the result
+    holds NumPy arrays.
 
+    :param x: ``(N, ...)``; ``rows``: numbers of the rows that count; ``weights``: ``(N,)``.
     :param inner: what is done to rows first. A column that does not vary keeps scale 1.
-    :param name: of the array, for warnings of constant columns and of lost precision; empty for none.
+    :param name: of the array. A warning says where JAX's floating point cannot resolve a column's spread.
+    :param density: whether a density of the columns is learned. Then a warning names constant columns.
+    :param tails: whether columns with heavy tails are compressed, by :class:`HeavyTails`. Their median and
+        quantiles scale them, for a Cauchy distribution has no mean.
     :param keep: booleans by column, True for those that keep their units: nothing is said of them.
-    :param tails: whether columns with heavy tails are compressed, by :class:`HeavyTails`; they are located by
-        median and quantiles, which exist for a Cauchy's too.
     """
     count: Any = 0.0
     mean: Any = 0.0
@@ -197,8 +195,14 @@ def scaling(
         heavy = varies & (half > 1e-14 * np.abs(middle)) & (farthest > _HEAVY * half)
         mean, sd = np.where(heavy, middle, mean), np.where(heavy, half, sd)
         width = np.where(heavy, np.arcsinh((part - mean) / sd).std(0), 0.0)
-    if name:
-        _warn_of(name, mean, sd, varies, keep)
+    if density:
+        for column in np.flatnonzero(~varies & ~np.asarray(keep))[:3]:
+            warnings.warn(
+                f"{name}: column {column} is constant, or varies by less than can be told: there is no "
+                "density to learn in it; leave it out",
+                stacklevel=4,
+            )
+    warn_of_rounding(name, mean, sd, varies)
     lost = _resolution(mean) > 1e-3 * sd
     arrays = (mean, sd) if lost.any() else jax.device_put((mean, sd))
     if width.any():
@@ -211,19 +215,16 @@ def _resolution(mean) -> np.ndarray:
     return np.finfo(jnp.result_type(float)).eps * np.abs(mean)
 
 
-def _warn_of(name, mean, sd, varies, keep) -> None:
-    for column in np.flatnonzero(~varies & ~np.asarray(keep))[:3]:
-        warnings.warn(
-            f"{name}: column {column} is constant, or varies by less than can be told: there is no density "
-            "to learn in it; leave it out",
-            stacklevel=5,
-        )
-    coarse = varies & (_resolution(mean) > 0.05 * sd)
-    for column in np.flatnonzero(coarse)[:3]:
-        dtype = np.dtype(jnp.result_type(float)).name
+def warn_of_rounding(name: str, mean, sd, varies) -> None:
+    """Warn of columns whose spread JAX's floating point cannot resolve.
+
+    :param name: of the array; ``mean``, ``sd`` and ``varies``, whether it is not constant, are by column.
+    """
+    mean, sd, varies = (np.reshape(a, -1) for a in (mean, sd, varies))
+    dtype, resolution = np.dtype(jnp.result_type(float)).name, _resolution(mean)
+    for column in np.flatnonzero(varies & (resolution > 0.05 * sd))[:3]:
         warnings.warn(
             f"{name}: column {column} varies by {sd[column]:.3g} about {mean[column]:.6g}, where {dtype} "
-            f"resolves {_resolution(mean)[column]:.2g}. Densities of float64 NumPy arrays are right, but "
-            "draws are rounded. Subtract an origin first, or set jax_enable_x64",
+            f"resolves {resolution[column]:.2g}: subtract an origin first, or set jax_enable_x64",
             stacklevel=5,
         )

@@ -13,6 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 __all__ = ["Interrupted", "Interrupts"]
 
@@ -25,26 +26,35 @@ class Interrupts:
     """A context in which the first interrupt sets a flag and the second raises KeyboardInterrupt (final).
 
     Outside of the main thread, and where a program handles the signal itself, it changes nothing.
+
+    :param terminate: whether SIGTERM sets the flag too. The process then ends when the context is left.
     """
 
-    def __init__(self):
-        self.count, self._installed = 0, False
+    def __init__(self, terminate: bool = False):
+        self.count, self.terminated = 0, False
+        self._defaults: dict[int, Any] = {signal.SIGINT: signal.default_int_handler}
+        if terminate:
+            self._defaults[signal.SIGTERM] = signal.SIG_DFL
 
     def __enter__(self) -> Interrupts:
         main = threading.current_thread() is threading.main_thread()
-        if main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, self._note)
-            self._installed = True
+        chosen = {n: h for n, h in self._defaults.items() if main and signal.getsignal(n) is h}
+        self._defaults = chosen
+        for number in chosen:
+            signal.signal(number, self._note)
         return self
 
     def _note(self, number, frame):
         self.count += 1
+        self.terminated |= number == signal.SIGTERM
         if self.count > 1:
             raise KeyboardInterrupt
 
     def __exit__(self, kind, error, trace):
-        if self._installed:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number, handler in self._defaults.items():
+            signal.signal(number, handler)
+        if self.terminated:
+            signal.raise_signal(signal.SIGTERM)
         if self.count > 1 and not isinstance(error, KeyboardInterrupt):
             raise KeyboardInterrupt from error
 

@@ -38,7 +38,8 @@ class FitResult(Described):
     :param validation_loss: the same of the validation rows; empty without any.
     :param best_epoch: the epoch, from 0, whose weights were kept.
     :param dequantize: the noise of integer events, trained too; None without.
-    :param stopped: ``"interrupted"``, ``"callback"``, or empty where training ended by itself.
+    :param stopped: ``"interrupted"``, ``"callback"``, ``"not finite"``, or empty where training ended by
+        itself.
     :param improving: whether the limit of epochs ended it, and its last quarter brought an improvement.
     """
 
@@ -67,7 +68,9 @@ def fit(
     """Fit a flow to data by maximum likelihood.
 
     Events and context are standardised by the training rows' means and standard deviations, which become
-    fixed parts of the flow. Ctrl-C ends training with the best so far.
+    fixed parts of the flow. Real columns with very heavy tails are compressed by arcsinh. A warning names
+    constant columns, and those whose spread JAX's floating point cannot resolve: of these, densities of
+    float64 NumPy arrays are right, and draws are rounded. Ctrl-C ends training with the best so far.
 
     :param key: a ``jax.random`` key, or an integer, for the split and the order of the rows.
     :param flow: from a builder; its weights are where training starts.
@@ -80,11 +83,12 @@ def fit(
         scalings that the flow has; ``regression``, True to start from a linear regression on the context
         (:meth:`Flow.regressed`), None to try both, where that is possible, and keep what validates better;
         and of :func:`train`: ``batch_size``, ``learning_rate``, ``max_epochs``, ``patience``, ``optimizer``,
-        ``average``, ``anneal``, ``tolerance``, ``progress``, ``callback``, ``state``.
+        ``average``, ``anneal``, ``tolerance``, ``progress``, ``callback``, ``state``, ``checkpoint``.
     :raises TypeError: for an option that does not exist; the message names the nearest one.
     :raises ValueError: for shapes that do not fit, and data or weights that are not finite.
     :raises KeyboardInterrupt: when interrupted before the first epoch is finished.
-    :raises FloatingPointError: when the loss stops being finite; the message names step and leaf.
+    :raises FloatingPointError: when the loss stops being finite; the message names step and leaf, and the
+        error's ``result`` is what this would have returned with the best epoch before.
     """
     if not isinstance(flow, Flow):
         raise TypeError(f"fit takes a Flow from a builder, got {type(flow).__name__}")
@@ -137,11 +141,12 @@ def fit_loss(
     weights = checked_weights(weights, held_out)
     rows, start = np.flatnonzero(~held_out), cast(Any, flow)
     if standardize and flow.event_scale is not None:
-        tails = flow.is_real and not flow.is_discrete.any()
-        inner = _inner(flow, dequantize, noise_key)
-        start = replace(start, event_scale=scaling(x, rows, weights, inner, "x", tails, flow.is_discrete))
+        inner, discrete = _inner(flow, dequantize, noise_key), flow.is_discrete
+        tails = flow.is_real and not discrete.any()
+        scale = scaling(x, rows, weights, inner, name="x", density=True, tails=tails, keep=discrete)
+        start = replace(start, event_scale=scale)
     if standardize and context is not None:
-        start = replace(start, context_scale=scaling(context, rows, weights))
+        start = replace(start, context_scale=scaling(context, rows, weights, name="context"))
     scales = {s: getattr(start, s) for s in ("event_scale", "context_scale")}
     events, start = _about(x, start, "event_scale", flow.is_real)
     given, start = _about(context, start, "context_scale", True)
@@ -167,10 +172,11 @@ def fit_loss(
         (params, noise), (whole, _) = params, whole
         noise = dequantize.with_weights(noise)
     whole = replace(whole, **{s: scale for s, scale in scales.items() if scale is not None})
-    return FitResult(
+    result = FitResult(
         whole.with_weights(params), trained.train_loss, trained.validation_loss, trained.best_epoch, noise,
         trained.stopped, trained.improving,
     )  # fmt: skip
+    return trained.carried(result)
 
 
 def _about(a, flow, name: str, direct: bool) -> tuple[Any, Any]:

@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,10 +21,11 @@ from jax import lax
 from tqdm.auto import tqdm
 
 from numpyro_maf.rng import as_key, split
+from numpyro_maf.train.checkpoints import Checkpoint, fingerprint
 from numpyro_maf.train.data import Rows
 from numpyro_maf.train.interrupts import Interrupted, Interrupts, Pace
 from numpyro_maf.train.options import TrainOptions, check_options
-from numpyro_maf.train.state import Trained, TrainState
+from numpyro_maf.train.state import NotFiniteError, Trained, TrainState
 
 __all__ = ["train", "train_best"]
 
@@ -46,6 +50,7 @@ def train(
     progress: bool = True,
     callback: Callable[[TrainState], Any] | None = None,
     state: TrainState | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
 ) -> Trained:
     """Minimise the weighted mean of a loss by rows; keep the parameters that validate best.
 
@@ -81,15 +86,22 @@ def train(
     :param callback: called with the :class:`TrainState` after each epoch; if it returns True, training stops.
     :param state: go on from here, with the other arguments as they were; the result is the same, bit by bit,
         as if training had not stopped.
+    :param checkpoint: a folder that keeps the state after an epoch, at least every few seconds. After a
+        crash, ``kill -9`` or an interrupt the same call resumes, and its result is the same, bit by bit; a
+        training that is finished is read, not repeated. Only ``max_epochs`` may change. SIGTERM writes the
+        state before it ends the process.
     :raises KeyboardInterrupt: when interrupted before the first epoch is finished.
-    :raises FloatingPointError: when the loss stops being finite.
+    :raises FloatingPointError: when the loss stops being finite. The error's ``result`` is what the call
+        would have returned with the best epoch so far, or None before the first.
+    :raises ValueError: for a checkpoint of another training, with what differs.
+    :raises RuntimeError: for a checkpoint that another call is writing to.
     """
     check_options(
         "train",
         dict(
             batch_size=batch_size, learning_rate=learning_rate, max_epochs=max_epochs, patience=patience,
             optimizer=optimizer, average=average, anneal=anneal, tolerance=tolerance, callback=callback,
-            state=state,
+            state=state, checkpoint=checkpoint,
         ),
         TrainOptions,
     )  # fmt: skip
@@ -101,14 +113,21 @@ def train(
     size = min(batch_size, len(train_rows))
     chunk = max(size, 1024 if len(valid_rows) > 1024 else 256)
     impl = jax.random.key_impl(key)
-    stopped, paces = "", (Pace(), Pace())
+    stopped, failure, paces = "", None, (Pace(), Pace())
     bar = tqdm(total=max_epochs, disable=not progress, desc="fit", unit="epoch")
-    with bar, Interrupts() as interrupts:
+    place: Any = nullcontext()
+    if checkpoint is not None:
+        about: dict[str, Any] = dict(batch_size=batch_size, learning_rate=rate, patience=patience)
+        about |= dict(average=average, anneal=anneal, tolerance=tolerance, loss=type(loss).__qualname__)
+        parts = dict(key=jax.random.key_data(key), start=(params, fixed), rows=(data, weights, held_out))
+        place = Checkpoint(checkpoint, about | {name: fingerprint(part) for name, part in parts.items()})
+    with bar, Interrupts(terminate=checkpoint is not None) as interrupts, place:
         rows = Rows.of(data, np.asarray(weights / np.max(weights), dtype))
         if state is None:
             start = jax.jit(optimizer.init)(params)
             state = TrainState(params, params, params, start, np.asarray(jax.random.key_data(key)), rate)
         state = state.restored()
+        state = state if checkpoint is None else place.resumed(state)
         bar.update(state.epochs)
         epochs_key, valid_key = split(jax.random.wrap_key_data(jnp.asarray(state.key), impl=impl))
         seed = np.asarray(jax.random.key_data(epochs_key))
@@ -152,6 +171,8 @@ def train(
                 new = trained(state)
                 new = validated(new) if len(valid_rows) else new
                 state = _judged(new, patience, anneal, tolerance)
+                if checkpoint is not None:
+                    place.keep(state)
                 bar.update()
                 bar.set_postfix(loss=f"{state.train_loss[-1]:.4f}", best=f"{state.best_loss:.4f}")
                 if callback is not None and callback(state):
@@ -160,10 +181,19 @@ def train(
             if state.best_epoch < 0:
                 raise
             bar.write("interrupted: the best so far is kept")
+        except NotFiniteError as error:
+            stopped, failure = "not finite", error
     if interrupts.count:
         stopped = "interrupted"
-    if state.best_epoch < 0:
-        raise FloatingPointError("the validation loss was not finite in any epoch")
+    if failure is None and state.best_epoch < 0:
+        failure = NotFiniteError("the validation loss was not finite in any epoch")
+    if failure is not None:
+        if state.best_epoch >= 0:
+            failure.result = Trained(state, stopped, error=failure)
+            failure.args = (
+                f"{failure}; the best of the {state.epochs} epochs before is this error's result",
+            )
+        raise failure
     limited = not stopped and state.epochs >= max_epochs and state.idle < patience
     return Trained(state, stopped, improving=limited and 4 * state.idle < state.epochs)
 
@@ -191,29 +221,42 @@ def train_best(
     The trial is 20 epochs, of many rows fewer: 1000 steps. Arguments as for :func:`train`; a ``state`` goes
     on without a trial.
 
-    :return: what training gave, and what was fixed in it.
+    :return: what training gave, with the error of a loss that was not finite in a late epoch, and what was
+        fixed in it.
     """
     keys, trials = split(as_key(key), len(starts)), []
-    state = options.pop("state", None)
+    state, checkpoint = options.pop("state", None), options.pop("checkpoint", None)
+    chosen = 0 if state is None else state.start
     if state is None and len(starts) > 1:
         steps = max(1000 * options.get("batch_size", 256) // len(options["weights"]), 1)
         silent = options | dict(max_epochs=min(steps, 20, max_epochs), progress=False, callback=None)
-        for key, (params, fixed) in zip(keys, starts):
+        for i, (params, fixed) in enumerate(starts):
+            own = checkpoint and Path(checkpoint) / f"start-{i}"
             try:
-                trials.append(train(key, loss, params, data, fixed, **silent))
+                trials.append(_tried(keys[i], loss, params, data, fixed, checkpoint=own, **silent))
             except Interrupted:
                 if not trials:
                     raise
                 trials[-1] = replace(trials[-1], stopped="interrupted")
             if trials[-1].stopped:
                 break
-    chosen = min(range(len(trials)), key=lambda i: trials[i].state.best_loss, default=0)
+        chosen = min(range(len(trials)), key=lambda i: trials[i].state.best_loss)
+        state = replace(trials[chosen].state, start=chosen)
     params, fixed = starts[chosen]
     if trials and trials[-1].stopped:
-        return replace(trials[chosen], stopped=trials[-1].stopped), fixed
-    state = trials[chosen].state if trials else state
-    trained = train(keys[chosen], loss, params, data, fixed, max_epochs=max_epochs, state=state, **options)
-    return trained, fixed
+        return replace(trials[chosen], stopped=trials[-1].stopped, error=trials[-1].error), fixed
+    options |= dict(max_epochs=max_epochs, state=state, checkpoint=checkpoint)
+    return _tried(keys[chosen], loss, params, data, fixed, **options), fixed
+
+
+def _tried(*args, **options) -> Trained:
+    """What :func:`train` gives, with its error if there is a result beside."""
+    try:
+        return train(*args, **options)
+    except NotFiniteError as error:
+        if error.result is None:
+            raise
+        return error.result
 
 
 # The learning rate is a number that the compiled epoch is given, so that all rates share it.
@@ -295,7 +338,7 @@ def _report(loss, params, fixed, block, at, step):
     leaves, _ = jax.tree_util.tree_flatten_with_path(gradient)
     bad = [jax.tree_util.keystr(path) for path, leaf in leaves if not np.isfinite(leaf).all()]
     where = f"the gradient is not finite in {bad[0]}" if bad else "all gradients are finite"
-    raise FloatingPointError(
+    raise NotFiniteError(
         f"the loss is {float(value)} at step {step}, {where} ({len(bad)} of {len(leaves)} leaves); "
         "look for outliers in the data, or lower the learning rate"
     )

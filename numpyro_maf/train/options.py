@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, TypedDict
 
@@ -32,6 +33,7 @@ class TrainOptions(TypedDict, total=False):
     progress: bool
     callback: Callable[[TrainState], Any] | None
     state: TrainState | None
+    checkpoint: str | os.PathLike[str] | None
 
 
 class FitOptions(TrainOptions, total=False):
@@ -61,6 +63,7 @@ _CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "tolerance": ("a number of at least 0", _between(0, 1e300)),
     "optimizer": ("an optax optimizer or None", lambda v: v is None or hasattr(v, "update")),
     "callback": ("a function or None", lambda v: v is None or callable(v)),
+    "checkpoint": ("a folder or None", lambda v: v is None or bool(os.fspath(v))),
     "state": ("a TrainState or None", lambda v: v is None or isinstance(v, TrainState)),
 }
 

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -14,7 +16,7 @@ from jax.tree_util import register_dataclass
 
 from numpyro_maf.pytrees import Described
 
-__all__ = ["TrainState", "Trained"]
+__all__ = ["NotFiniteError", "TrainState", "Trained", "carrying"]
 
 
 def _none() -> np.ndarray:
@@ -39,6 +41,7 @@ class TrainState(Described):
     :param best_epoch: the epoch of ``best``, from 0, or -1; ``best_loss``: its loss.
     :param mark: the last loss that was an improvement by more than the tolerance; ``marked``: its epoch.
     :param turned: the last epoch at which the learning rate was lowered.
+    :param start: the number of the start that it came from, where several were tried.
     """
 
     params: Any
@@ -55,6 +58,7 @@ class TrainState(Described):
     mark: float = math.inf
     marked: int = -1
     turned: int = -1
+    start: int = 0
 
     @property
     def epochs(self) -> int:
@@ -79,18 +83,47 @@ class TrainState(Described):
         ]
 
 
+class NotFiniteError(FloatingPointError):
+    """A loss that is not finite (final).
+
+    :ivar result: what the call would have returned with the best of the epochs before; None without any.
+    """
+
+    result: Any = None
+
+
+@contextmanager
+def carrying(made_of: Callable[[Any], Any]) -> Iterator[None]:
+    """Within, a :class:`NotFiniteError` gets the result that is made of the one it carries."""
+    try:
+        yield
+    except NotFiniteError as error:
+        error.result = None if error.result is None else made_of(error.result)
+        raise
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Trained(Described):
     """What :func:`train` returns.
 
     :param state: the state after the last finished epoch.
-    :param stopped: ``"interrupted"``, ``"callback"``, or empty where training ended by itself.
+    :param stopped: ``"interrupted"``, ``"callback"``, ``"not finite"``, or empty where training ended by
+        itself.
     :param improving: whether the limit of epochs ended it, and its last quarter brought an improvement.
+    :param error: of a loss that was not finite; else None.
     """
 
     state: TrainState
     stopped: str = ""
     improving: bool = False
+    error: NotFiniteError | None = None
+
+    def carried(self, result: Any) -> Any:
+        """The result that was made of this, given back, or raised by the training's error."""
+        if self.error is None:
+            return result
+        self.error.result = result
+        raise self.error
 
     @property
     def params(self) -> Any:
