@@ -29,6 +29,7 @@ from numpyro_maf.inference.checks import GuideCheck, check_guide
 from numpyro_maf.inference.completion import Completer, complete, fit_completer
 from numpyro_maf.inference.distillation import distill
 from numpyro_maf.inference.elbo import PathELBO
+from numpyro_maf.inference.guide_runs import GuideRun, fit_guide
 from numpyro_maf.inference.guides import AutoFlow, AutoIAF, AutoMAF
 from numpyro_maf.inference.learned_priors import Joint, fit_sites, sample_sites
 from numpyro_maf.inference.modules import flow_module, random_flow_module
@@ -107,6 +108,7 @@ __all__ = [
     "Flow",
     "FlowDistribution",
     "GuideCheck",
+    "GuideRun",
     "HMM",
     "Inverse",
     "InverseAutoregressive",
@@ -144,6 +146,7 @@ __all__ = [
     "ffjord",
     "fit",
     "fit_completer",
+    "fit_guide",
     "fit_mixture",
     "fit_sites",
     "flow_module",
