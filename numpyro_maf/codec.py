@@ -27,13 +27,22 @@ KINDS: dict[str, type] = {}  # classes by the name that files call them
 
 
 def storable(cls: type[T]) -> type[T]:
-    """Register a dataclass by its name. Fields with the metadata ``stored=False`` keep their defaults."""
+    """Register a dataclass by its name. Fields with the metadata ``stored=False`` keep their defaults.
+
+    A class that is no dataclass has a method ``stored``: the arguments, by name, of the constructor.
+    """
     KINDS.setdefault(cls.__qualname__, cls)
     return cls
 
 
 def _fields(cls) -> list[str]:
     return [f.name for f in dataclasses.fields(cls) if f.metadata.get("stored", True)]
+
+
+def _parts(value) -> dict[str, Any]:
+    if not dataclasses.is_dataclass(value):
+        return value.stored()
+    return {name: getattr(value, name) for name in _fields(type(value))}
 
 
 # Writing ------------------------------------------------------------------------------------------
@@ -51,6 +60,9 @@ def write(value, arrays: dict[str, np.ndarray] | None = None, path: str = "") ->
         return int(value)
     if isinstance(value, float):
         return value if math.isfinite(value) else {"class": "float", "value": str(value)}
+    if KINDS.get(type(value).__qualname__) is type(value):
+        own = {name: write(part, arrays, f"{path}.{name}") for name, part in _parts(value).items()}
+        return {"class": type(value).__qualname__, **own}
     if isinstance(value, tuple):
         return [write(v, arrays, f"{path}[{i}]") for i, v in enumerate(value)]
     if isinstance(value, list):
@@ -59,9 +71,6 @@ def write(value, arrays: dict[str, np.ndarray] | None = None, path: str = "") ->
         return {"class": "dict", "items": {k: write(v, arrays, f"{path}[{k!r}]") for k, v in value.items()}}
     if isinstance(value, (np.ndarray, np.generic, jax.Array)) and not _is_key(value):
         return _write_array(value, arrays, path)
-    if KINDS.get(type(value).__qualname__) is type(value):
-        own = {n: write(getattr(value, n), arrays, f"{path}.{n}") for n in _fields(type(value))}
-        return {"class": type(value).__qualname__, **own}
     if isinstance(value, constraints.Constraint):
         return _write_constraint(value, arrays, path)
     if isinstance(value, dist.Distribution):
@@ -139,13 +148,13 @@ def read(value, arrays: dict[str, np.ndarray] | None = None, path: str = "") -> 
     if not isinstance(kind, str) or kind not in KINDS:
         raise ValueError(f"{path or 'the file'} holds an unknown kind {kind!r}")
     cls = KINDS[kind]
-    if set(parts) != set(_fields(cls)):
+    if dataclasses.is_dataclass(cls) and set(parts) != set(_fields(cls)):
         different = sorted(set(parts) ^ set(_fields(cls)))
         raise ValueError(f"{path or 'the file'} does not fit a {kind}: {', '.join(different)}")
     fields = {name: read(v, arrays, f"{path}.{name}") for name, v in parts.items()}
     try:
         return cls(**fields)
-    except (TypeError, AttributeError) as error:
+    except (TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path or 'the file'} does not describe a {kind}: {error}") from error
 
 

@@ -20,35 +20,36 @@ import numpy as np
 from numpyro_maf import codec, migrations
 from numpyro_maf.flows.flow import Flow
 from numpyro_maf.inference.learned_priors import Joint
-from numpyro_maf.sbi import NeuralPosterior, Ratio
+from numpyro_maf.sbi import NeuralPosterior, Posterior, Ratio, Sequential, Simulations
 from numpyro_maf.tensors import read_tensors, write_tensors
 
 __all__ = ["load", "save"]
 
 _VERSION = 2
-_LEARNED = (Flow, Joint, NeuralPosterior, Ratio)
+_LEARNED = (Flow, Joint, NeuralPosterior, Posterior, Ratio, Simulations, dict)
 
 
-def save(path: str | os.PathLike[str], learned: Flow | Joint | NeuralPosterior | Ratio) -> None:
+def save(path: str | os.PathLike[str], learned: Any) -> None:
     """Write what was learned to a file, weights by name.
 
     The file is replaced at once when it is complete, so that an interrupted call leaves the old one. Of a
-    neural posterior the model, which is code, is not written: see ``with_model``.
+    posterior the model, which is code, is not written: see ``with_model``.
 
     :param learned: a flow, also one from :func:`~numpyro_maf.nle`; a joint distribution over named sites;
-        what :func:`~numpyro_maf.npe` or :func:`~numpyro_maf.nre` gave.
+        what :func:`~numpyro_maf.npe`, :func:`~numpyro_maf.nre`, :func:`~numpyro_maf.smc` or rounds gave; a
+        dictionary of arrays, such as the ``params`` of a guide.
     :raises TypeError: for something else, and for a base distribution, a support or an embedding that cannot
         be described as JSON.
     :raises ValueError: for weights that are not finite.
     """
     if not isinstance(learned, _LEARNED):
         raise TypeError(
-            "save takes a Flow, a Joint, a NeuralPosterior or a Ratio, got "
+            "save takes a Flow, a Joint, a posterior, a Ratio or a dictionary of arrays, got "
             f"{type(learned).__qualname__}; of a distribution save the flow that gave it"
         )
-    _check_finite(learned)
     arrays: dict[str, Any] = {}
     structure = codec.write(learned, arrays)
+    _check_finite(learned, arrays)
     about = {"version": _VERSION, "structure": structure}
     if isinstance(learned, Flow) and learned.recipe is not None:
         about["spec"] = learned.spec  # for people: loading reads the structure
@@ -66,6 +67,7 @@ def load(path: str | os.PathLike[str]) -> Any:
         pass
     try:
         header, arrays = _opened(path)
+        given = dict(arrays)
         if header["version"] == 1:
             learned = migrations.from_version_1(header, arrays)
         else:
@@ -74,7 +76,7 @@ def load(path: str | os.PathLike[str]) -> Any:
             raise ValueError(f"does not fit its own structure: {', '.join(sorted(arrays))}")
         if not isinstance(learned, _LEARNED):
             raise ValueError(f"holds a {type(learned).__qualname__}, which save does not write")
-        _check_finite(learned)
+        _check_finite(learned, given)
         _check_fit(learned)
     except Exception as error:  # a file from a stranger may hold anything: whatever it causes is its fault
         raise ValueError(f"{path}: {error or type(error).__name__}") from error
@@ -92,15 +94,22 @@ def _opened(path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     return header, arrays
 
 
-def _check_finite(learned) -> None:
-    weights = learned.weights if isinstance(learned, Flow) else learned
-    for path, leaf in jax.tree_util.tree_flatten_with_path(weights)[0]:
-        if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) and not np.isfinite(leaf).all():
-            raise ValueError(f"weights are not finite at {jax.tree_util.keystr(path)}")
+def _check_finite(learned, arrays) -> None:
+    """Refuse weights that are not finite. NaN may stand in simulations, and for what was not observed."""
+    if isinstance(learned, Flow):
+        leaves = jax.tree_util.tree_flatten_with_path(learned.weights)[0]
+        arrays = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+    for path, array in arrays.items():
+        may_lack = isinstance(learned, Simulations) or ".sims." in path or ".observation[" in path
+        if not may_lack and jnp.issubdtype(array.dtype, jnp.floating) and not np.isfinite(array).all():
+            raise ValueError(f"weights are not finite at {path}")
 
 
 def _check_fit(learned) -> None:
-    """Trace a density, which costs no memory: weights of the wrong shapes raise."""
+    """Trace the densities, which costs no memory: weights of the wrong shapes raise."""
+    for part in (r.posterior for r in learned.rounds) if isinstance(learned, Sequential) else ():
+        _check_fit(part)
+    learned = getattr(learned, "neural", learned)
     flow = getattr(learned, "flow", getattr(learned, "flows", learned))
     if not isinstance(flow, Flow):
         return

@@ -10,6 +10,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 import numpyro.distributions as dist
 import pytest
 from conftest import FLOWS, context_of, each_flow
@@ -318,6 +319,65 @@ def test_the_file_is_safetensors_with_json(saved):
 
 def test_what_is_not_learned_is_not_saved(tmp_path):
     flow, context = FLOWS["maf-context"](), context_of(FLOWS["maf-context"])
-    for thing in (flow(context), {"a": flow}, 3):
+    for thing in (flow(context), [flow], 3):
         with pytest.raises(TypeError, match="save takes a Flow"):
             nm.save(tmp_path / "unused", thing)
+
+
+# Rounds, particles and params of guides ------------------------------------------------------------
+
+
+def normal_model():
+    a = numpyro.sample("a", dist.Normal(0, 1))
+    numpyro.sample(
+        "x", nm.Simulator(lambda key, a: a[None] + 0.5 * jax.random.normal(key, (1,)), a, event_shape=(1,))
+    )
+
+
+def affine(key, features, *, context):
+    return nm.elementwise(key, features, context=context, scalar=nm.Affine(), hidden=(8,))
+
+
+QUICK = dict(rounds=2, simulations=200, max_epochs=2, batch_size=64, progress=False)
+ROUNDS = {
+    "truncated": lambda x: nm.snpe(0, normal_model, x, builder=affine, **QUICK),
+    "a": lambda x: nm.snpe(0, normal_model, x, method="a", components=2, hidden=(8,), **QUICK),
+    "nle": lambda x: nm.snle(0, normal_model, x, builder=affine, num_particles=100, **QUICK | {"rounds": 1}),
+}
+
+
+@pytest.mark.parametrize("made", ROUNDS.values(), ids=list(ROUNDS))
+def test_rounds_come_back_from_files(made, tmp_path):
+    found = made({"x": np.array([0.5])})
+    nm.save(tmp_path / "rounds", found)
+    loaded = nm.load(tmp_path / "rounds")
+    draws = found.sample(1, 5)
+    np.testing.assert_array_equal(loaded.sample(1, 5)["a"], draws["a"])
+    assert [r.verdict for r in loaded.rounds] == [r.verdict for r in found.rounds]
+    np.testing.assert_array_equal(loaded.rounds[-1].sims["x"], found.rounds[-1].sims["x"])
+    with pytest.raises(ValueError, match="from a file, which holds no model"):
+        loaded.predictive(0, 3)
+    whole = loaded.with_model(normal_model)
+    np.testing.assert_array_equal(whole.predictive(0, 3)["x"], found.predictive(0, 3)["x"])
+    if isinstance(found.last, nm.sbi.FlowPosterior):
+        np.testing.assert_array_equal(loaded.log_prob(draws), found.log_prob(draws))
+    else:
+        np.testing.assert_array_equal(whole.log_prob(draws), found.log_prob(draws))
+
+
+def test_simulations_come_back_from_files_with_their_errors(tmp_path):
+    sims = nm.Simulations({"x": np.array([[1.0], [np.nan], [2.0]])}, {1: "x is not finite"})
+    nm.save(tmp_path / "sims", sims)
+    loaded = nm.load(tmp_path / "sims")
+    assert loaded.errors == sims.errors and list(loaded.failed) == [False, True, False]
+    np.testing.assert_array_equal(loaded["x"], sims["x"])
+
+
+def test_dictionaries_of_arrays_come_back_from_files(tmp_path):
+    params = {"a": jnp.ones(3), "b": {"c": (jnp.zeros((2, 2)), np.arange(3))}}
+    nm.save(tmp_path / "params", params)
+    jax.tree.map(np.testing.assert_array_equal, nm.load(tmp_path / "params"), params)
+    with pytest.raises(ValueError, match=r"not finite at \['a'\]"):
+        nm.save(tmp_path / "params", {"a": jnp.array([np.nan])})
+    with pytest.raises(TypeError, match="cannot be written"):
+        nm.save(tmp_path / "params", {"a": print})

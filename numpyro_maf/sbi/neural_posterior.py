@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Unpack, cast
 
@@ -34,7 +34,7 @@ from numpyro_maf.pytrees import Described, static
 from numpyro_maf.rng import as_key, as_shape, split
 from numpyro_maf.sbi.atomic import AtomicLoss
 from numpyro_maf.sbi.options import PosteriorOptions
-from numpyro_maf.sbi.posterior import Posterior, Setting, columns_of
+from numpyro_maf.sbi.posterior import Posterior, Setting, columns_of, not_stored
 from numpyro_maf.sbi.preprocessing import Losses, Prepared
 from numpyro_maf.sbi.simulations import with_shapes
 from numpyro_maf.sbi.surprises import Surprise, typical_of
@@ -43,10 +43,6 @@ from numpyro_maf.train.data import scaling
 from numpyro_maf.train.options import TrainOptions, check_options
 
 __all__ = ["FlowPosterior", "NegativeLogProb", "NeuralPosterior", "fit_posterior", "npe"]
-
-
-def _no_model(*args, **kwargs):
-    raise ValueError("this posterior came from a file, which holds no model: use posterior.with_model(model)")
 
 
 @storable
@@ -72,7 +68,7 @@ class NeuralPosterior(Described):
     summary: Summary = static()
     losses: Losses = static()
     excluded: int = static(default=0)
-    setting: Setting = field(default=Setting(_no_model), metadata={"static": True, "stored": False})
+    setting: Setting = not_stored()
 
     @property
     def members(self) -> int:
@@ -87,10 +83,7 @@ class NeuralPosterior(Described):
 
         :raises ValueError: for a model with other latent sites.
         """
-        found = Sites.of(model, set(self.sites.names), model_args, model_kwargs, discrete=True)
-        if found != self.sites:
-            raise ValueError(f"the posterior is of other sites than this model's: {self.sites}")
-        return replace(self, setting=Setting(model, tuple(model_args), dict(model_kwargs or {})))
+        return replace(self, setting=Setting.checked(self.sites, model, model_args, model_kwargs))
 
     def __call__(self, observation: Any, *, warn: bool = True) -> FlowPosterior:
         """The posterior given values by observed site; leading axes are a batch of observations.
@@ -128,6 +121,7 @@ class NeuralPosterior(Described):
         return lines
 
 
+@storable
 @register_dataclass
 @dataclass(frozen=True, eq=False, repr=False)
 class FlowPosterior(Posterior):
@@ -149,6 +143,9 @@ class FlowPosterior(Posterior):
     @property
     def setting(self) -> Setting:  # type: ignore[override]
         return self.neural.setting
+
+    def with_model(self, *args: Any, **kwargs: Any) -> FlowPosterior:
+        return replace(self, neural=self.neural.with_model(*args, **kwargs))
 
     @property
     def batch_shape(self):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -36,7 +36,7 @@ from numpyro_maf.traces import latent_names
 from numpyro_maf.train.likelihood import fit
 from numpyro_maf.train.state import carrying
 
-__all__ = ["Posterior", "Setting", "columns_of", "from_vectors", "to_vectors"]
+__all__ = ["Posterior", "Setting", "columns_of", "from_vectors", "not_stored", "to_vectors"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +58,26 @@ class Setting:
         """The model with some sites observed."""
         return handlers.condition(self.model, data=values)
 
+    @classmethod
+    def checked(cls, sites: Sites, model, model_args=(), model_kwargs=None) -> Setting:
+        """The setting of a model that has these latent sites.
+
+        :raises ValueError: for a model with others.
+        """
+        found = Sites.of(model, set(sites.names), model_args, model_kwargs, discrete=True)
+        if found != sites:
+            raise ValueError(f"the posterior is of other sites than this model's: {sites}")
+        return cls(model, tuple(model_args), dict(model_kwargs or {}))
+
+
+def _no_model(*args, **kwargs):
+    raise ValueError("this posterior came from a file, which holds no model: use posterior.with_model(model)")
+
+
+def not_stored() -> Any:
+    """A field for the setting, which files do not hold."""
+    return field(default=Setting(_no_model), metadata={"static": True, "stored": False})
+
 
 class Posterior(Described):
     """A distribution over a model's latent sites, by name and on their supports (abstract).
@@ -69,6 +89,17 @@ class Posterior(Described):
     sites: Sites
     setting: Setting
     observation: dict[str, Any]
+
+    def with_model(
+        self, model: Callable[..., Any], model_args: tuple[Any, ...] = (),
+        model_kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # fmt: skip
+        """The same posterior with its model, which files do not hold: for predictions, importance and NUTS.
+
+        :raises ValueError: for a model with other latent sites.
+        """
+        setting = Setting.checked(self.sites, model, model_args, model_kwargs)
+        return replace(self, setting=setting)  # type: ignore[type-var]  # all posteriors are dataclasses
 
     def sample(self, key: ArrayLike, sample_shape: int | Sequence[int] = ()) -> dict[str, Any]:
         """Draws by site, ``sample_shape + batch_shape + site.shape``."""

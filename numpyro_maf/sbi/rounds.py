@@ -27,6 +27,7 @@ from typing import Any, Unpack
 import numpy as np
 from jax.typing import ArrayLike
 
+from numpyro_maf.codec import storable
 from numpyro_maf.inference.sites import Sites
 from numpyro_maf.pytrees import Described
 from numpyro_maf.rng import as_key, as_shape, split
@@ -51,6 +52,7 @@ METHODS: dict[str, Method] = {
 }
 
 
+@storable
 @dataclass(frozen=True, eq=False, repr=False)
 class Round(Described):
     """One round: what it was given and what it learned.
@@ -87,6 +89,7 @@ class Round(Described):
         return [f"Round: {self.verdict}"]
 
 
+@storable
 @dataclass(frozen=True, eq=False, repr=False)
 class Sequential(Posterior):
     """The posterior of the last of some :attr:`rounds`."""
@@ -108,6 +111,10 @@ class Sequential(Posterior):
     @property
     def observation(self) -> dict[str, Any]:  # type: ignore[override]
         return self.last.observation
+
+    def with_model(self, *args: Any, **kwargs: Any) -> Sequential:
+        models = (r.posterior.with_model(*args, **kwargs) for r in self.rounds)
+        return Sequential(tuple(replace(r, posterior=p) for r, p in zip(self.rounds, models)))
 
     def sample(self, key: ArrayLike, sample_shape: int | Sequence[int] = ()) -> dict[str, Any]:
         return self.last.sample(as_key(key), as_shape(sample_shape))

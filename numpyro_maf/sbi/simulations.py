@@ -24,6 +24,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from tqdm.auto import tqdm
 
+from numpyro_maf.codec import storable
 from numpyro_maf.pytrees import Described
 from numpyro_maf.rng import as_key
 from numpyro_maf.sbi.fingerprints import Walk
@@ -38,6 +39,7 @@ __all__ = ["Simulations", "simulate", "with_shapes"]
 BLOCKS = (10_000, 1_000, 100, 10)  # how many rows may be simulated at once
 
 
+@storable
 class Simulations(Described, dict):
     """The result of :func:`simulate`: values by site, ``(N, ...)``, and what went wrong by row.
 
@@ -52,8 +54,17 @@ class Simulations(Described, dict):
         self, values, errors: dict[int, str] | None = None, args=(), kwargs=None, stopped: bool = False
     ):
         super().__init__(values)
-        self.errors = dict(errors or {})
+        self.errors = {int(row): what for row, what in (errors or {}).items()}
         self.args, self.kwargs, self.stopped = tuple(args), dict(kwargs or {}), stopped
+
+    def stored(self) -> dict[str, Any]:
+        """What files hold: all but the model's arguments."""
+        errors = {str(row): what for row, what in self.errors.items()}
+        return {
+            "values": {k: np.asarray(v) for k, v in self.items()},
+            "errors": errors,
+            "stopped": self.stopped,
+        }
 
     @property
     def failed(self) -> np.ndarray:

@@ -23,13 +23,14 @@ from jax.scipy.linalg import solve_triangular
 from jax.scipy.special import logsumexp
 from jax.typing import ArrayLike
 
+from numpyro_maf.codec import storable
 from numpyro_maf.inference.sites import Sites
 from numpyro_maf.nn.mlp import MLP
 from numpyro_maf.rng import as_key, as_shape, normal, split
 from numpyro_maf.sbi.densities import prior_draws
 from numpyro_maf.sbi.methods import Method, Proposal
 from numpyro_maf.sbi.options import GaussianOptions
-from numpyro_maf.sbi.posterior import Posterior, Setting, to_vectors
+from numpyro_maf.sbi.posterior import Posterior, Setting, not_stored, to_vectors
 from numpyro_maf.sbi.preprocessing import Losses, Prepared
 from numpyro_maf.sbi.views import Summary, View
 
@@ -55,6 +56,7 @@ class GaussianDivision(Method):
         return found(observation), found, bool(found.losses.stopped)
 
 
+@storable
 @dataclass(frozen=True, eq=False, repr=False)
 class GaussianPosterior(Posterior):
     """A mixture of Gaussians of unconstrained vectors.
@@ -64,11 +66,11 @@ class GaussianPosterior(Posterior):
     """
 
     sites: Sites
-    setting: Setting
     observation: dict[str, Any]
     log_shares: Any
     means: Any
     factors: Any
+    setting: Setting = not_stored()
 
     def sample(self, key: ArrayLike, sample_shape: int | Sequence[int] = ()) -> dict[str, Any]:
         parts = self.log_shares, self.means, self.factors
@@ -92,17 +94,17 @@ class GaussianPosterior(Posterior):
         """The one Gaussian with its moments, from which the next round may be drawn."""
         mean, spread = self.moments
         parts = np.zeros(1), mean[None], np.linalg.cholesky(np.linalg.inv(spread))[None]
-        return GaussianPosterior(self.sites, self.setting, self.observation, *parts)
+        return GaussianPosterior(self.sites, self.observation, *parts, self.setting)
 
     def _describe(self):
         return [f"GaussianPosterior {self._about()}", f"a mixture of {len(self.log_shares)} Gaussians"]
 
 
+@storable
 @dataclass(frozen=True, eq=False)
 class GaussianEstimator:
     """Mixtures of Gaussians for any observation, before they are divided by ``proposal``."""
 
-    setting: Setting
     sites: Sites
     view: View
     summary: Summary
@@ -112,6 +114,7 @@ class GaussianEstimator:
     prior: tuple[Any, Any]
     proposal: GaussianPosterior | None
     losses: Losses
+    setting: Setting = not_stored()
 
     def __call__(self, observation: Any) -> GaussianPosterior:
         observation = self.view.by_name(observation)
@@ -122,7 +125,7 @@ class GaussianEstimator:
         given = self.net, self.networks, self.view, self.scale, moments
         log_shares, means, factors = _posterior(self.summary, self.sites.width, given, arrays)
         seen = {name: jnp.asarray(observation[name]) for name in self.view.names}
-        return GaussianPosterior(self.sites, self.setting, seen, log_shares, means, factors)
+        return GaussianPosterior(self.sites, seen, log_shares, means, factors, self.setting)
 
 
 def fit_gaussians(
@@ -160,8 +163,8 @@ def fit_gaussians(
     drawn = np.asarray(to_vectors(sites, prior_draws(prepared.setting, seen, prior_key, 20_000))[0])
     prior = drawn.mean(0), np.cov(drawn.T).reshape(width, width)
     found = GaussianEstimator(
-        prepared.setting, sites, view, summary, net, networks, (loc, scale), prior, proposal,
-        Losses.of(trained),
+        sites, view, summary, net, networks, (loc, scale), prior, proposal, Losses.of(trained),
+        prepared.setting,
     )  # fmt: skip
     return trained.carried(found)
 

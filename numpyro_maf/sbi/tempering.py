@@ -24,14 +24,16 @@ from jax.scipy.special import logsumexp
 from jax.typing import ArrayLike
 from tqdm.auto import tqdm
 
+from numpyro_maf.codec import storable
 from numpyro_maf.inference.sites import Sites
 from numpyro_maf.rng import as_key, as_shape, generator, split
 from numpyro_maf.sbi.densities import Densities, prior_draws
-from numpyro_maf.sbi.posterior import Posterior, Setting, from_vectors, to_vectors
+from numpyro_maf.sbi.posterior import Posterior, Setting, from_vectors, not_stored, to_vectors
 
 __all__ = ["ParticlePosterior", "smc"]
 
 
+@storable
 @dataclass(frozen=True, eq=False, repr=False)
 class ParticlePosterior(Posterior):
     """A posterior known by its unnormalised density and by draws; made by :func:`smc`.
@@ -43,11 +45,11 @@ class ParticlePosterior(Posterior):
     """
 
     sites: Sites
-    setting: Setting
     likelihoods: dict[str, Any]
     observation: dict[str, Any]
     particles: Any
     log_evidence: float
+    setting: Setting = not_stored()
 
     def sample(self, key: ArrayLike, sample_shape: int | Sequence[int] = ()) -> dict[str, Any]:
         """Draws by site: particles, each once as long as there are enough, and then again."""
@@ -102,7 +104,7 @@ def smc(
         key, Densities(setting), parts, to_vectors(sites, drawn)[0],
         moves=moves, last_moves=last_moves, progress=progress,
     )  # fmt: skip
-    return ParticlePosterior(sites, setting, likelihoods, parts[2], particles, log_evidence)
+    return ParticlePosterior(sites, likelihoods, parts[2], particles, log_evidence, setting)
 
 
 def temper(key: ArrayLike, densities, parts, particles, *, moves=10, last_moves=50, progress=True):
