@@ -25,6 +25,7 @@ from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 from numpyro.distributions.util import validate_sample
 
+from numpyro_maf.inputs import as_numbers
 from numpyro_maf.pytrees import Described
 from numpyro_maf.rng import as_key, as_shape
 
@@ -78,8 +79,9 @@ class HMM(Described, dist.Distribution):
         missing: bool = False,
         validate_args: bool | None = None,
     ) -> None:
-        initial, transition = jnp.asarray(initial), jnp.asarray(transition)
-        log_density = jnp.asarray(log_density)
+        initial = jnp.asarray(as_numbers("initial", initial))
+        transition = jnp.asarray(as_numbers("transition", transition))
+        log_density = jnp.asarray(as_numbers("log_density", log_density, missing=True))
         steps_states = jnp.shape(log_density)[-2:]
         if len(steps_states) != 2 or steps_states[0] < 1:
             raise ValueError(f"log_density must be (..., T, K) with T >= 1, got {jnp.shape(log_density)}")
@@ -98,7 +100,9 @@ class HMM(Described, dist.Distribution):
                 f"transition must be ({states}, {states}) or (..., S, {states}, {states}) with "
                 f"S = {steps - 1} or 1, got {transition.shape}"
             )
-        observed = jnp.ones(steps, bool) if observed is None else jnp.asarray(observed, bool)
+        observed = (
+            jnp.ones(steps, bool) if observed is None else jnp.asarray(as_numbers("observed", observed), bool)
+        )
         if jnp.shape(observed)[-1:] != (steps,):
             raise ValueError(f"observed must be (..., {steps}), got {jnp.shape(observed)}")
         if missing:
@@ -132,7 +136,12 @@ class HMM(Described, dist.Distribution):
 
     def log_prob(self, value: ArrayLike | None = None, intermediates: Any = None) -> Array:
         """``(..., T) -> (...)``: see the class. Without a value, the evidence."""
-        return self._evidence() if value is None else self._known(value)
+        if value is None:
+            return self._evidence()
+        value = as_numbers("path", value)
+        if not isinstance(value, jax.core.Tracer) and np.isnan(np.asarray(value)).any():
+            raise ValueError("path holds NaN; -1 says that a state is not known")
+        return self._known(value)
 
     @validate_sample
     def _known(self, value: ArrayLike) -> Array:

@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from numpyro_maf.inputs import as_labels, as_numbers
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["activity_timeline", "calibration", "loss_curves"]
+__all__ = ["activity_timeline", "calibration", "loss_curves", "palette"]
 
-COLOURS = ("#31508c", "#d1495b", "#edae49", "#7fb069", "#8d6a9f", "#4aa3a2", "#c9c9c9")
+COLOURS = ("#31508c", "#d1495b", "#edae49")  # the first three; others follow, see palette
+QUIET = "#c9c9c9"
 
 
 def activity_timeline(
@@ -27,29 +30,35 @@ def activity_timeline(
     """The posterior over activities minute by minute, above the true activities and the sensors.
 
     :param data: :class:`~numpyro_maf.datasets.SensorData` of T minutes. An activity of -1 is not known: its
-        minute stays empty.
-    :param probabilities: ``(T, K)``.
+        minute is hatched.
+    :param probabilities: ``(T, K)``; NaN leaves a gap.
     :param path: where to save a PNG; None does not save.
     :return: the matplotlib figure.
+    :raises ValueError: for probabilities of another shape, and activities beyond the names.
     """
-    from matplotlib import colormaps
     from matplotlib.colors import ListedColormap
     from matplotlib.dates import ConciseDateFormatter
+    from matplotlib.patches import Patch
 
-    count = len(data.activities)
-    colours: list[Any] = list(COLOURS[:count])
-    if count == 2:
-        colours = [COLOURS[-1], COLOURS[1]]
-    elif count > len(COLOURS):
-        colours = list(colormaps["turbo"](np.linspace(0, 1, count)))
+    count, steps = len(data.activities), len(data.time)
+    table = np.asarray(as_numbers("probabilities", probabilities))
+    if table.shape != (steps, count):
+        raise ValueError(f"probabilities must be ({steps}, {count}), got {table.shape}")
+    activity = as_labels("the activities", data.activity, count, least=-1)
+    colours = [QUIET, COLOURS[1]] if count == 2 else palette(count)
     time, sensors = data.time, data.values.T
     heights = [3.4, 0.35, *[0.9] * len(sensors)]
     figure = _figure(10, 0.9 * sum(heights) + 0.8)
     axes = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
-    axes[0].stackplot(time, np.asarray(probabilities).T, colors=colours, labels=data.activities, lw=0)
+    axes[0].stackplot(time, table.T, colors=colours, labels=data.activities, lw=0)
     axes[0].set(ylim=(0, 1), ylabel="probability", title=title)
-    axes[0].legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-    known = np.ma.masked_less(np.tile(data.activity, (2, 1)), 0)
+    handles = axes[0].get_legend_handles_labels()[0]
+    if (activity < 0).any():
+        unknown: dict[str, Any] = dict(facecolor="white", edgecolor="#777777", hatch="////", lw=0)
+        axes[1].axhspan(0, 1, zorder=0, **unknown)
+        handles = [*handles, Patch(label="not known", **unknown)]
+    axes[0].legend(handles=handles, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    known = np.ma.masked_less(np.tile(activity, (2, 1)), 0)
     axes[1].pcolormesh(
         time, [0, 1], known, cmap=ListedColormap(colours), shading="nearest", vmin=-0.5, vmax=count - 0.5
     )
@@ -63,6 +72,54 @@ def activity_timeline(
     axes[-1].xaxis.set_major_formatter(ConciseDateFormatter(axes[-1].xaxis.get_major_locator()))
     axes[-1].set_xlim(time[0], time[-1])
     return _saved(figure, path)
+
+
+def palette(count: int) -> list[str]:
+    """Colours for any number of activities, told apart by people who see red and green alike, too.
+
+    Each new one is the colour of a grid that is farthest from those before it, from white and from black,
+    seen by normal, green-blind and red-blind eyes (Vienot, Brettel & Mollon 1999), in the space OKLab.
+    """
+    steps = np.linspace(0.1, 0.95, 10)
+    grid = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
+    chosen = [tuple(int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)) for c in COLOURS[:count]]
+    taken, seen = [*chosen, (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)], _seen(grid)
+    nearest = np.min([_apart(seen, _seen(np.array([c]))) for c in taken], 0)
+    while len(chosen) < count:
+        best = int(nearest.argmax())
+        chosen.append(tuple(grid[best]))
+        nearest = np.minimum(nearest, _apart(seen, seen[:, [best]]))
+    return ["#" + "".join(f"{round(255 * c):02x}" for c in colour) for colour in chosen]
+
+
+# From linear RGB to what green-blind and red-blind eyes see, and on to OKLab (Ottosson 2020).
+_EYES = np.array([
+    np.eye(3),
+    [[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234, 1]],
+    [[0.11238, 0.88762, 0], [0.11238, 0.88762, 0], [0.00401, -0.00401, 1]],
+])  # fmt: skip
+_CONES = np.array([
+    [0.4122214708, 0.5363325363, 0.0514459929],
+    [0.2119034982, 0.6806995451, 0.1073969566],
+    [0.0883024619, 0.2817188376, 0.6299787005],
+])  # fmt: skip
+_LAB = np.array([
+    [0.2104542553, 0.7936177850, -0.0040720468],
+    [1.9779984951, -2.4285922050, 0.4505937099],
+    [0.0259040371, 0.7827717662, -0.8086757660],
+])  # fmt: skip
+
+
+def _seen(colours: np.ndarray) -> np.ndarray:
+    """sRGB colours ``(N, 3)`` as each kind of eyes sees them, ``(3, N, 3)``."""
+    linear = np.where(colours > 0.04045, ((colours + 0.055) / 1.055) ** 2.4, colours / 12.92)
+    eyes = np.einsum("eij,nj->eni", _EYES, linear)
+    return np.cbrt(np.clip(eyes, 0, 1) @ _CONES.T) @ _LAB.T
+
+
+def _apart(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """How far colours are from each other to the eyes that tell them apart least."""
+    return np.linalg.norm(a - b, axis=-1).min(0)
 
 
 def loss_curves(
@@ -86,7 +143,9 @@ def loss_curves(
     settled: list[Any] = []
     for i, (label, result) in enumerate(results.items()):
         losses = getattr(result, "losses", getattr(result, "train_loss", result))
-        losses = np.asarray(losses, float)
+        losses = np.asarray(as_numbers(f"results[{label!r}]", losses), float)
+        if losses.ndim != 1 or not losses.size:
+            raise ValueError(f"results[{label!r}] must be a row of losses, got shape {losses.shape}")
         width = max(min(window, len(losses) // 10), 1)
         windows = np.lib.stride_tricks.sliding_window_view(losses, width)
         middle = np.nanmedian(windows, -1)

@@ -22,6 +22,7 @@ from numpyro.distributions.util import sum_rightmost, validate_sample
 
 from numpyro_maf.flows.bijectors import Bijector, Inverse
 from numpyro_maf.flows.domains import check_meeting, fits, is_real
+from numpyro_maf.inputs import as_numbers
 from numpyro_maf.pytrees import Described
 from numpyro_maf.rng import as_key, as_shape
 
@@ -44,7 +45,8 @@ class Stacking(Described, dist.Distribution):
 
     def log_prob(self, value: ArrayLike, intermediates: Any = None) -> jax.Array:
         """``(..., *event_shape) -> (...)``: one pass; none with ``sample_with_intermediates``'s."""
-        if jnp.size(value) == 0:  # NumPyro's sums over event axes divide by the size
+        value = as_numbers("value", value)
+        if jnp.size(value) == 0 or 0 in self.batch_shape:  # NumPyro's sums over event axes divide by the size
             batch = jnp.shape(value)[: jnp.ndim(value) - self.event_dim]
             return jnp.zeros(jnp.broadcast_shapes(batch, self.batch_shape), jnp.result_type(value, float))
         return self._stacked_log_prob(value) if self._stacked else self._log_prob(value, intermediates)

@@ -12,7 +12,7 @@ import numpy as np
 from numpyro.distributions import constraints
 from numpyro.distributions.transforms import biject_to
 
-__all__ = ["EVENTS", "check_meeting", "fits", "is_real", "name_of", "of_one_number"]
+__all__ = ["EVENTS", "check_meeting", "check_values", "fits", "is_real", "name_of", "of_one_number"]
 
 # Supports of events by the support of their numbers: singletons, as NumPyro compares them by identity.
 EVENTS: dict[str, Any] = {
@@ -75,6 +75,37 @@ def check_meeting(support, domain, what: str, where: str) -> None:
     """Raise ValueError unless all values of a support lie in the domain of what they are given to."""
     if not fits(support, domain):
         raise ValueError(f"{what} lives on {name_of(support)}, {where} maps from {name_of(domain)}")
+
+
+def check_values(name: str, support, values, *, edges: bool = True) -> None:
+    """Raise ValueError unless all values that are finite lie on a support.
+
+    :param values: ``(N, ...)``.
+    :param edges: whether the ends of an interval that is open belong to it, where rounding may put values.
+    """
+    each, values = of_one_number(support), np.asarray(values)
+    ends = _ends(each) if edges else None
+    if each is constraints.real:
+        return
+    if ends is not None:
+        low, high = (np.asarray(end, float) for end in ends)
+        slack = (
+            1e-6 * np.where(np.isfinite(low), np.abs(low), 0),
+            1e-6 * np.where(np.isfinite(high), np.abs(high), 0),
+        )
+        off = (values < low - slack[0]) | (values > high + slack[1])
+    elif isinstance(each, type(constraints.simplex)):
+        off = (values < 0).any(-1) | (np.abs(values.sum(-1) - 1) > 1e-3)
+    else:
+        off = ~np.asarray(each(values))
+    rank = values.ndim - off.ndim
+    off &= np.isfinite(values).all(tuple(range(-rank, 0)))
+    if off.any():
+        rows = int(off.reshape(len(off), -1).any(1).sum())
+        raise ValueError(
+            f"{name} lies outside its support, {name_of(support)}, in {rows} of {len(values)} rows, for one "
+            f"{values[off][0]}: leave out those rows, or correct the model"
+        )
 
 
 def name_of(support) -> str:

@@ -28,6 +28,7 @@ from numpyro_maf.flows.distributions import FlowDistribution
 from numpyro_maf.flows.domains import EVENTS, is_real
 from numpyro_maf.flows.linear import Regression, Standardize
 from numpyro_maf.flows.supports import Each
+from numpyro_maf.inputs import as_numbers, checked_rows
 from numpyro_maf.pytrees import Described, short, static
 
 __all__ = ["BijectorFlow", "Flow", "Recipe"]
@@ -159,6 +160,7 @@ class Flow(Described, metaclass=_Kind):
             raise ValueError(f"the flow expects a context of width {self.context}, got none")
         if context is None:
             return None
+        context = as_numbers("context", context)
         shape = jnp.shape(context)
         if not shape or shape[-1] != self.context:
             given = shape[-1] if shape else "() (a scalar)"
@@ -239,6 +241,8 @@ class BijectorFlow(Flow):
         Going from data to base, each one gets the parameters with which its results have mean 0 and variance
         1 over the batch (Kingma & Dhariwal 2018, section 3.1).
         """
+        if not isinstance(x, jax.core.Tracer):
+            x = checked_rows("x", x, self.event_shape)
         scaled = None if context is None else self.scaled_context(context)
         scale = [] if self.event_scale is None else [self.event_scale]
         residual = [] if self.regression is None else [self.regression.bind(scaled)]
@@ -275,10 +279,11 @@ class BijectorFlow(Flow):
         """
         if not self.context or self.event_scale is None or self.regression is not None:
             raise ValueError("regressed takes a flow of real vectors with context and without a regression")
-        rows = _undone((*self.outer[::-1], self.event_scale), np.asarray(x))
+        x = checked_rows("x", x, self.event_shape)
+        context = checked_rows("context", context, (self.context,), len(x))
+        rows = _undone((*self.outer[::-1], self.event_scale), x)
         layer = Regression.init(self.features, self.context)
-        self.scaled_context(np.asarray(context)[:0])  # checks its width
-        scaled = _undone((self.context_scale,), np.asarray(context))
+        scaled = _undone((self.context_scale,), context)
         return self.with_regression(layer.initialized(rows, scaled))
 
     def with_regression(self, layer: Regression) -> BijectorFlow:

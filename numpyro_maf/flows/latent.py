@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from numpyro_maf.flows.distributions import FlowDistribution
+from numpyro_maf.inputs import as_numbers
 
 __all__ = ["attribute", "decode", "encode", "interpolate"]
 
@@ -23,13 +25,13 @@ def encode(d: FlowDistribution, x: ArrayLike):
     :raises TypeError: for a distribution that is no FlowDistribution, such as a MADE.
     """
     _check(d)
-    return _encode(d, x)
+    return _encode(d, as_numbers("x", x))
 
 
 def decode(d: FlowDistribution, z: ArrayLike):
     """The events at places in the base: ``(..., D) -> (..., *event_shape)``, :func:`encode`'s inverse."""
     _check(d)
-    return _decode(d, z)
+    return _decode(d, as_numbers("z", z))
 
 
 def interpolate(d: FlowDistribution, start: ArrayLike, end: ArrayLike, steps: int = 9):
@@ -54,6 +56,9 @@ def attribute(d: FlowDistribution, group: ArrayLike, others: ArrayLike):
 
     :param group: ``(N, *event_shape)``; ``others``: ``(M, *event_shape)``.
     """
+    for name, events in (("group", group), ("others", others)):
+        if 0 in np.shape(as_numbers(name, events)):
+            raise ValueError(f"{name} has no events")
     return encode(d, group).mean(0) - encode(d, others).mean(0)
 
 

@@ -146,20 +146,19 @@ class MixtureCDF(Scalar):
     def forward(self, params, x):
         log_weights, means, log_scales = self._components(params)
         z = (x - means) * jnp.exp(-log_scales)
-        log_cdf, log_density = (
-            (jax.nn.log_sigmoid, _log_logistic)
-            if self.kernel == "logistic"
-            else (log_ndtr, normal_log_density)
-        )
-        below = logsumexp(log_weights + log_cdf(z), axis=0)
-        above = logsumexp(log_weights + log_cdf(-z), axis=0)
-        log_slope = logsumexp(log_weights - log_scales + log_density(z), axis=0)
-        if self.kernel == "logistic":
-            return below - above, log_slope - below - above
+        log_cdf = jax.nn.log_sigmoid if self.kernel == "logistic" else _log_ndtr
+        low, high = log_weights + log_cdf(z), log_weights + log_cdf(-z)
+        below, above = logsumexp(low, axis=0), logsumexp(high, axis=0)
+        # Everything about the nearer tail, whose logarithms may be huge: of these only differences are taken.
         # Not by jnp.minimum, whose derivative where both are equal is that of neither.
         lower = below < above
+        shares = jax.nn.log_softmax(jnp.where(lower, low, high), axis=0) - log_scales
+        if self.kernel == "logistic":  # a density over its tail is the other tail
+            other = logsumexp(shares + log_cdf(jnp.where(lower, -z, z)), axis=0)
+            return below - above, other - jnp.where(lower, above, below)
         tail = _log_ndtri(jnp.where(lower, below, above))
-        return jnp.where(lower, tail, -tail), log_slope - normal_log_density(tail)
+        log_slope = logsumexp(shares + _log_hazard(jnp.where(lower, z, -z)), axis=0) - _log_hazard(tail)
+        return jnp.where(lower, tail, -tail), log_slope
 
     def inverse(self, params, y):
         params = jnp.broadcast_to(params, (params.shape[0], *jnp.shape(y)))
@@ -224,8 +223,34 @@ class Compose(Scalar):
 # Distribution functions and their inverses --------------------------------------------------------
 
 
-def _log_logistic(z):
-    return jax.nn.log_sigmoid(z) + jax.nn.log_sigmoid(-z)
+_FAR = -10.0  # from here on a tail of the normal is summed as a series, right to 1e-11
+
+
+def _log_mills(z):
+    """Log of the lower tail's probability over its density, for ``z <= -10``, by its asymptotic series."""
+    series, inverse = jnp.ones_like(z), 1 / z**2
+    for n in range(10, 0, -1):
+        series = 1 - (2 * n - 1) * inverse * series
+    return jnp.log(series) - jnp.log(-z)
+
+
+def _log_hazard(z):
+    """Log of the standard normal's density over its distribution function, however far out."""
+    near, far = jnp.maximum(z, _FAR), jnp.minimum(z, _FAR)
+    return jnp.where(z > _FAR, normal_log_density(near) - log_ndtr(near), -_log_mills(far))
+
+
+@jax.custom_jvp
+def _log_ndtr(z):
+    """Log of the standard normal's distribution function, with a derivative that is right far out."""
+    far = jnp.minimum(z, _FAR)
+    return jnp.where(z > _FAR, log_ndtr(z), normal_log_density(far) + _log_mills(far))
+
+
+@_log_ndtr.defjvp
+def _log_ndtr_jvp(primals, tangents):
+    (z,), (dz,) = primals, tangents
+    return _log_ndtr(z), dz * jnp.exp(_log_hazard(z))
 
 
 @jax.custom_jvp
@@ -235,8 +260,7 @@ def _log_ndtri(p):
     z = -jnp.sqrt(-2 * far - math.log(2 * math.pi) - jnp.log(-2 * far))
     z = jnp.where(p > -10, ndtri(jnp.exp(p)), z)
     for _ in range(3):
-        below = log_ndtr(z)
-        z = z - (below - p) * jnp.exp(below - normal_log_density(z))
+        z = z - (_log_ndtr(z) - p) * jnp.exp(-_log_hazard(z))
     return z
 
 
@@ -244,7 +268,7 @@ def _log_ndtri(p):
 def _log_ndtri_jvp(primals, tangents):
     (p,), (dp,) = primals, tangents
     z = _log_ndtri(p)
-    return z, dp * jnp.exp(p - normal_log_density(z))
+    return z, dp * jnp.exp(-_log_hazard(z))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))

@@ -140,15 +140,15 @@ class PiecewiseLinear(Scalar):
         inside = (x >= 0) & (x <= 1)
         sizes = self._sizes(params)
         (x0, y0), (w, h) = _split(sizes, *_locate(sizes[0], jnp.where(inside, x, 0.5)))
-        y = jnp.minimum(y0 + (x - x0) / w * h, 1)
-        return jnp.where(inside, y, x), jnp.where(inside, jnp.log(h / w), 0.0)
+        y = y0 + (x - x0) / w * h
+        return jnp.where(inside, _within(y), x), jnp.where(inside, jnp.log(h / w), 0.0)
 
     def inverse(self, params, y):
         inside = (y >= 0) & (y <= 1)
         sizes = self._sizes(params)
         (x0, y0), (w, h) = _split(sizes, *_locate(sizes[1], jnp.where(inside, y, 0.5)))
-        x = jnp.minimum(x0 + (y - y0) / h * w, 1)
-        return jnp.where(inside, x, y), jnp.where(inside, jnp.log(w / h), 0.0)
+        x = x0 + (y - y0) / h * w
+        return jnp.where(inside, _within(x), y), jnp.where(inside, jnp.log(w / h), 0.0)
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ class PiecewiseQuadratic(Scalar):
         (x0, y0), (w, _), (v0, v1) = _pick(self._table(params), 0, at)
         t = _within((at - x0) / w)
         y = y0 + t * w * (v0 + t * (v1 - v0) / 2)
-        return jnp.where(inside, jnp.minimum(y, 1), x), jnp.where(inside, jnp.log(v0 + t * (v1 - v0)), 0.0)
+        return jnp.where(inside, _within(y), x), jnp.where(inside, jnp.log(v0 + t * (v1 - v0)), 0.0)
 
     def inverse(self, params, y):
         inside = (y >= 0) & (y <= 1)
@@ -200,9 +200,10 @@ class PiecewiseQuadratic(Scalar):
         (x0, y0), (w, h), (v0, v1) = _pick(self._table(params), 1, at)
         # The density at the root, and from it the root that stays accurate as the density gets flat.
         rise = h / w * _within((at - y0) / h)
-        density = jnp.sqrt(v0**2 + 2 * (v1 - v0) * rise)
+        least = jnp.minimum(v0, v1) ** 2  # but for rounding
+        density = jnp.sqrt(jnp.maximum(v0**2 + 2 * (v1 - v0) * rise, least))
         x = x0 + w * 2 * rise / (v0 + density)
-        return jnp.where(inside, jnp.minimum(x, 1), y), jnp.where(inside, -jnp.log(density), 0.0)
+        return jnp.where(inside, _within(x), y), jnp.where(inside, -jnp.log(density), 0.0)
 
 
 # Bins: tables (K, ...) ------------------------------------------------------------------------------
@@ -273,7 +274,10 @@ def _rational_table(raw, size: float, min_bin: float, slopes):
 
 
 def _within(t):
-    """A position in a bin, ``[0, 1]`` but for rounding, without the rounding; with its own gradient."""
+    """A number in ``[0, 1]`` but for rounding, such as a position in a bin, without the rounding.
+
+    With its own gradient, which clipping would set to 0 at both ends.
+    """
     return t + lax.stop_gradient(jnp.clip(t, 0, 1) - t)
 
 

@@ -25,6 +25,8 @@ from numpyro.infer import MCMC, NUTS, init_to_value
 
 from numpyro_maf.flows.domains import of_one_number
 from numpyro_maf.flows.flow import Flow
+from numpyro_maf.flows.shapes import check_width
+from numpyro_maf.inputs import as_labels, as_numbers, check_finite
 from numpyro_maf.pytrees import Described
 from numpyro_maf.rng import as_key, as_shape
 from numpyro_maf.train.likelihood import FitResult, fit_loss
@@ -60,15 +62,21 @@ def complete(
     :param method: ``"ancestral"``, ``"nuts"``, or ``"auto"`` for the first where it is possible.
     :param num_warmup: of NUTS, for each chain; ``num_chains`` run side by side.
     :return: ``(num_samples, *event_shape)``, the seen numbers as given.
-    :raises ValueError: for shapes that do not fit, ``"ancestral"`` where the order does not allow it,
-        and ``"nuts"`` for discrete columns and for supports that couple numbers, such as a simplex.
+    :raises ValueError: for shapes that do not fit, seen numbers that are not finite, ``"ancestral"`` where
+        the order does not allow it, and ``"nuts"`` for discrete columns and for supports that couple numbers,
+        such as a simplex.
     """
     key = as_key(key)
     if d.batch_shape:
         raise ValueError(f"complete takes one distribution, got one of batch shape {d.batch_shape}")
-    x, seen = jnp.asarray(x), np.broadcast_to(np.asarray(seen, bool), d.event_shape)
+    x = jnp.asarray(as_numbers("x", x, missing=True))
     if x.shape != d.event_shape:
         raise ValueError(f"x must be one event of shape {d.event_shape}, got {x.shape}")
+    seen = _mask(seen, d.event_shape)
+    if seen.shape != d.event_shape:
+        raise ValueError(f"seen must broadcast to {d.event_shape}, got {seen.shape}")
+    if not isinstance(x, jax.core.Tracer):
+        check_finite("the seen part of x", np.asarray(x)[seen])
     if method not in ("auto", "ancestral", "nuts"):
         raise ValueError(f"method must be 'auto', 'ancestral' or 'nuts', got {method!r}")
     allowed = hasattr(d, "is_ancestral") and d.is_ancestral(seen)
@@ -152,7 +160,22 @@ class Completer(Described):
 
         :param x: ``(..., D)``; ``seen``: booleans that broadcast with it.
         """
-        return _complete(self.flow, as_key(key), jnp.asarray(x), jnp.asarray(seen), as_shape(sample_shape))
+        x = jnp.asarray(as_numbers("x", x, missing=True))
+        check_width(x, self.flow.features, "Completer")
+        seen = as_numbers("seen", seen)
+        if not any(isinstance(a, jax.core.Tracer) for a in (x, seen)):
+            seen = _mask(seen, x.shape)
+            check_finite("the seen part of x", np.broadcast_to(x, seen.shape)[seen])
+        return _complete(self.flow, as_key(key), x, jnp.asarray(seen, bool), as_shape(sample_shape))
+
+
+def _mask(seen: npt.ArrayLike, shape: tuple[int, ...]) -> np.ndarray:
+    """Which numbers are seen, as booleans that broadcast with a shape."""
+    mask = as_labels("seen", seen, 2).astype(bool)
+    try:
+        return np.broadcast_to(mask, np.broadcast_shapes(mask.shape, shape))
+    except ValueError:
+        raise ValueError(f"seen must broadcast with {shape}, got {mask.shape}") from None
 
 
 @partial(jax.jit, static_argnames="sample_shape")

@@ -18,6 +18,7 @@ from numpyro.infer import SVI, Trace_ELBO
 from numpyro_maf.flows.flow import Flow
 from numpyro_maf.inference.modules import flow_module
 from numpyro_maf.rng import as_key
+from numpyro_maf.train.data import checked_rows
 from numpyro_maf.train.likelihood import FitResult
 
 __all__ = ["distill"]
@@ -46,7 +47,8 @@ def distill(
     :param num_steps: how many steps; ``batch_size``: draws for each.
     :param learning_rate: at the start, of Adam with cosine decay; ``optimizer``: any optax optimizer instead.
     :return: a :class:`~numpyro_maf.FitResult` whose ``train_loss`` is the divergence by step, in nats.
-    :raises ValueError: for flows of unlike events or context, and a base bounded otherwise.
+    :raises ValueError: for flows of unlike events or context, a base bounded otherwise, and a context of
+        another shape or not finite.
     """
     if (teacher.event_shape, teacher.context) != (student.event_shape, student.context):
         raise ValueError(
@@ -59,7 +61,9 @@ def distill(
         )
     scales = {"event_scale": teacher.event_scale, "context_scale": teacher.context_scale}
     student = replace(student, **scales)  # type: ignore[type-var]  # all flows are dataclasses
-    rows = None if context is None else jnp.asarray(context)
+    rows = None
+    if context is not None:
+        rows = jnp.asarray(checked_rows("context", context, (teacher.context,)))
     size = batch_size if rows is None else len(rows)
 
     def draw(flow):

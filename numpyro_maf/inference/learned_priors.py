@@ -20,9 +20,11 @@ from jax.typing import ArrayLike
 
 from numpyro_maf.codec import storable
 from numpyro_maf.flows.builders import nsf
+from numpyro_maf.flows.domains import check_values
 from numpyro_maf.flows.flow import Flow
 from numpyro_maf.inference.modules import flow_module
 from numpyro_maf.inference.sites import Sites
+from numpyro_maf.inputs import by_site, check_finite
 from numpyro_maf.pytrees import Described
 from numpyro_maf.rng import as_key, as_shape, split
 from numpyro_maf.train.likelihood import fit
@@ -85,13 +87,13 @@ def fit_sites(
     check_options("fit_sites", options)
     values = _by_name(samples)
     sites = Sites.of(model, set(values), model_args, model_kwargs)
+    values = by_site("samples", {name: values[name] for name in sites.names})
+    for name, support in zip(sites.names, sites.supports):
+        check_finite(f"samples[{name!r}]", values[name])
+        check_values(f"samples[{name!r}]", support, values[name], edges=False)
     with jax.enable_x64(True):  # seconds since 1970 are more than float32 can hold
         chosen = {name: np.asarray(values[name], np.float64) for name in sites.names}
         vector = np.asarray(sites.unconstrain(chosen))
-    for name, support in zip(sites.names, sites.supports):
-        inside = np.asarray(support(values[name]))
-        if not inside.all():
-            raise ValueError(f"samples of {name!r} lie outside its support {support}")
     init_key, fit_key = split(as_key(key))
     flow = builder(init_key, sites.width)
     with carrying(lambda result: Joint(result.flow, sites)):
@@ -121,8 +123,8 @@ def _by_name(samples: Any) -> dict[str, Any]:
         group = samples.posterior
         flat = {k: np.asarray(group[k]) for k in group.data_vars}
         return {k: v.reshape(-1, *v.shape[2:]) for k, v in flat.items()}
-    if isinstance(samples, dict):
-        return samples
+    if isinstance(samples, Mapping):
+        return dict(samples)
     raise TypeError(
         f"samples must be a dict, an MCMC, InferenceData or DataTree, got {type(samples).__name__}"
     )

@@ -21,6 +21,7 @@ from numpyro.distributions.util import sum_rightmost
 from numpyro_maf.codec import storable
 from numpyro_maf.flows.domains import is_real, of_one_number
 from numpyro_maf.flows.supports import bijection, categories
+from numpyro_maf.inputs import as_numbers, nearest
 from numpyro_maf.pytrees import Described, static
 from numpyro_maf.traces import run_once
 
@@ -141,8 +142,8 @@ class Sites(Described):
         columns = []
         for (name, transform, inner), shape in zip(self._parts(), self.shapes):
             if name not in values:
-                raise ValueError(f"no values for site {name!r}")
-            value = jnp.asarray(values[name])
+                raise ValueError(f"no values for site {name!r}{nearest(name, values)}")
+            value = jnp.asarray(as_numbers(repr(name), values[name]))
             batch = value.shape[: value.ndim - len(shape)]
             if value.shape != (*batch, *shape):
                 raise ValueError(f"{name!r} must have shape (..., *{shape}), got {value.shape}")
@@ -156,16 +157,16 @@ class Sites(Described):
         """
         inside: Any = True
         for name, support, shape in zip(self.names, self.supports, self.shapes):
-            each, value = of_one_number(support), jnp.asarray(values[name])
+            each, value = of_one_number(support), jnp.asarray(as_numbers(repr(name), values[name]))
             if each.event_dim == 0:
                 there = each(value)
-                inside &= there.reshape(*there.shape[: there.ndim - len(shape)], -1).all(-1)
+                inside &= there.all(tuple(range(there.ndim - len(shape), there.ndim)))
         return inside
 
     def log_det(self, vector: Array) -> Array:
         """``(..., D) -> (...)``: log absolute determinant of :meth:`constrain`'s Jacobian."""
         batch, total = vector.ndim - 1, jnp.zeros(vector.shape[:-1], vector.dtype)
-        for _, transform, part in self._split(vector):
+        for _, transform, part in self._split(vector) if vector.size else ():
             log_det = transform.log_abs_det_jacobian(part, transform(part))
             total = total + sum_rightmost(log_det, jnp.ndim(log_det) - batch)
         return total

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from numpyro_maf.diagnostics import SBC, Coverage, coverage, sbc, tarp
 from numpyro_maf.pytrees import Described
-from numpyro_maf.rng import as_key, generator, split
+from numpyro_maf.rng import as_key, split
 from numpyro_maf.sbi.neural_posterior import NeuralPosterior
 
 __all__ = ["Calibration", "calibrate"]
@@ -57,11 +57,10 @@ def calibrate(
     usable = ~np.asarray(getattr(sims, "failed", np.zeros(len(sims[posterior.view.names[0]]), bool)))
     bound = posterior({name: np.asarray(sims[name])[usable] for name in posterior.view.names})
     truth = {name: np.asarray(sims[name])[usable] for name in posterior.sites.names}
-    draw_key, *seed_keys = split(as_key(key), 3)
+    draw_key, tie_key = split(as_key(key))
     draws = bound.sample(draw_key, (num_samples,))
     densities = np.concatenate(
         [bound.log_prob({n: v[i : i + 100] for n, v in draws.items()}) for i in range(0, num_samples, 100)]
     )
-    seeds = [int(generator(k).integers(2**31)) for k in seed_keys]
-    ranks, balls = sbc(draws, truth, seed=seeds[0]), tarp(draws, truth, seed=seeds[1])
-    return Calibration(ranks, coverage(densities, bound.log_prob(truth)), balls)
+    ranks, balls = sbc(draws, truth, seed=tie_key), tarp(draws, truth, seed=tie_key)
+    return Calibration(ranks, coverage(densities, bound.log_prob(truth), seed=tie_key), balls)

@@ -15,6 +15,7 @@ from numpyro.primitives import Messenger
 
 from numpyro_maf.flows.domains import of_one_number
 from numpyro_maf.flows.flow import Flow
+from numpyro_maf.inputs import nearest
 from numpyro_maf.sbi.ratios import Ratio, RatioDistribution
 from numpyro_maf.sbi.simulator import parameters, swap
 
@@ -35,12 +36,15 @@ class learned(Messenger):
 
     :param fn: the model.
     :param likelihoods: by site, of :func:`nle` or :func:`nre`.
+    :raises ValueError: when the model runs without coming to one of these sites.
     :raises RuntimeError: when another thread runs a model meanwhile.
     """
 
     def __init__(self, fn=None, likelihoods: dict[str, Any] | None = None):
         self.likelihoods = dict(likelihoods or {})
         self.latent: list[Any] = []
+        self.left: set[str] = set()
+        self.seen: set[str] = set()
         for name, value in self.likelihoods.items():
             if not isinstance(value, (Flow, Ratio)):
                 raise TypeError(f"{name!r} must be what nle or nre gave, got {type(value).__name__}")
@@ -52,20 +56,26 @@ class learned(Messenger):
         super().__init__(fn)
 
     def __enter__(self):
-        self.latent, self.thread = [], threading.get_ident()
+        self.latent, self.left, self.thread = [], set(self.likelihoods), threading.get_ident()
         return super().__enter__()
 
     def __exit__(self, *how):
         try:
-            return super().__exit__(*how)
+            super().__exit__(*how)
+            if how[0] is None and self.left:
+                name = min(self.left)
+                raise ValueError(f"the model has no site {name!r} to learn{nearest(name, self.seen)}")
         except (AssertionError, IndexError) as error:  # NumPyro's, when the stack is not as it was
             raise RuntimeError(THREADS) from error
 
     def process_message(self, msg):
         if threading.get_ident() != self.thread:
             raise RuntimeError(THREADS)
+        if msg["type"] == "sample":
+            self.seen.add(msg["name"])
         if msg["type"] != "sample" or msg["name"] not in self.likelihoods:
             return
+        self.left.discard(msg["name"])
         likelihood, fn = self.likelihoods[msg["name"]], msg["fn"]
         if parameters(fn) is not None:
             msg["fn"] = swap(fn, lambda s: _at(likelihood, s.theta, s.event_shape, s.each))

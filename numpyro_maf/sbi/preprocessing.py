@@ -16,7 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from numpyro_maf.codec import storable
+from numpyro_maf.flows.domains import check_values
 from numpyro_maf.inference.sites import Sites
+from numpyro_maf.inputs import as_numbers, by_site
 from numpyro_maf.rng import split
 from numpyro_maf.sbi.posterior import Setting
 from numpyro_maf.sbi.reading import ModelSites
@@ -116,17 +118,28 @@ class Prepared:
         if failures not in ("error", "exclude", "keep"):
             raise ValueError(f"failures must be 'error', 'exclude' or 'keep', got {failures!r}")
         args = tuple(model_args) or getattr(sims, "args", ())
-        setting = Setting(model, args, dict(model_kwargs or getattr(sims, "kwargs", {})))
+        kwargs = model_kwargs or getattr(sims, "kwargs", {})
+        sims = _arrays(sims)
+        setting = Setting(model, args, dict(kwargs))
         observed = (observed,) if isinstance(observed, str) else tuple(observed)
         read_key, split_key = split(key)
         found = ModelSites.of(read_key, setting, sims, observed, own=not vectors)
         names = found.latent(latent)
+        for name in (name for name in (*names, *observed) if name in sims):
+            check_values(f"sims[{name!r}]", found.support(name), sims[name])
+        for name in () if missing else observed:  # where numbers are missing, rows may be padded
+            expected, given = found.shown[name][1], sims[name].shape[1:]
+            if given != expected:
+                raise ValueError(
+                    f"sims[{name!r}] has rows of shape {given}, the model makes {expected}: pass the "
+                    "model_args they were made with; several sizes are padded by NaN, with missing=True"
+                )
         shown = [sims[name] for name in observed]
         count = len(shown[0])
         sites, each = None, 1
         if vectors:
             sites = found.sites(names)
-            values = {name: np.asarray(sims[name]) for name in names}
+            values = {name: sims[name] for name in names}
             theta = np.asarray(jax.jit(sites.unconstrain)(values))
             checked = [*values.values(), theta]
         elif found.theta is not None:
@@ -135,7 +148,7 @@ class Prepared:
             shown = [np.asarray(shown[0]).reshape(count * each, *found.event_shape)]
             checked = [theta]
         else:
-            parts = [np.asarray(sims[name]) for name in names]
+            parts = [sims[name] for name in names]
             theta = np.concatenate([p.reshape(count, -1) for p in parts], -1)
             checked = [theta]
         known = _usable(checked, [False] * len(checked))
@@ -158,13 +171,14 @@ class Prepared:
         filled = np.where(usable, np.arange(count * each), np.argmax(usable))[kept]
 
         def by_row(name, a, is_numbers):
-            a = np.asarray(a)
+            a = np.asarray(as_numbers(name, a))
             if a.shape not in ((count,), (count * each,)) or is_numbers == (a.dtype == bool):
                 raise ValueError(
                     f"{name} must be ({count},), one for each simulation, got {a.dtype} of shape {a.shape}"
                 )
             return np.repeat(a, count * each // len(a))[kept]
 
+        validation = as_numbers("validation", validation)
         if np.ndim(validation):
             held_out = held_out_rows(split_key, by_row("validation", validation, False), len(kept))
         else:  # whole simulations, whose rows belong together
@@ -223,6 +237,19 @@ class Prepared:
         dtype = jax.tree.leaves(starts[0][0])[0].dtype
         data = [a.astype(dtype, copy=False) if i == 0 else a for i, a in enumerate(data)]
         return train_best(key, loss, starts, data, **options)
+
+
+def _arrays(sims) -> dict[str, np.ndarray]:
+    """Simulations by site as arrays with equally many rows; numbers that are masked are NaN.
+
+    :raises TypeError: for anything but a mapping of arrays of real numbers.
+    :raises ValueError: for sites with unequal numbers of rows.
+    """
+    arrays = {name: np.asarray(a) for name, a in by_site("sims", sims, missing=True).items()}
+    if len({np.shape(a)[:1] for a in arrays.values()} - {()}) != 1 or not all(map(np.ndim, arrays.values())):
+        shapes = {name: np.shape(a) for name, a in arrays.items()}
+        raise ValueError(f"sims must have as many rows at each site as at the others, got shapes {shapes}")
+    return arrays
 
 
 def training_options(rows: int, options: dict[str, Any]) -> dict[str, Any]:

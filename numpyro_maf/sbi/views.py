@@ -18,6 +18,7 @@ from numpyro.distributions import constraints
 from numpyro_maf.codec import storable
 from numpyro_maf.flows.domains import of_one_number
 from numpyro_maf.flows.linear import Standardize
+from numpyro_maf.inputs import by_site, nearest
 from numpyro_maf.nn.adapters import as_network
 from numpyro_maf.nn.embeddings import Embedding
 from numpyro_maf.pytrees import static
@@ -82,15 +83,23 @@ class View:
         return jax.device_put(view)
 
     def by_name(self, values) -> dict[str, Any]:
-        """An observation by site; that of the only site may be an array.
+        """An observation by site, as arrays; that of the only site may be an array.
 
-        :raises TypeError: for an array, where there are several sites.
+        :raises TypeError: for an array, where there are several sites, and anything but real numbers.
+        :raises ValueError: for a site that is missing.
         """
-        if isinstance(values, Mapping):
-            return dict(values)
-        if len(self.names) > 1:
-            raise TypeError(f"the observation is a dictionary of the sites {list(self.names)}, got an array")
-        return {self.names[0]: values}
+        if not isinstance(values, Mapping):
+            if len(self.names) > 1:
+                raise TypeError(
+                    f"the observation is a dictionary of the sites {list(self.names)}, got an array"
+                )
+            values = {self.names[0]: values}
+        for name in self.names:
+            if name not in values:
+                close = nearest(name, values)
+                raise ValueError(f"the observation needs the sites {list(self.names)}: no {name!r}{close}")
+        own = {name: values[name] for name in self.names}
+        return by_site("the observation", own, missing=self.missing)
 
     def arrays(self, values) -> tuple[Any, ...]:
         """Values by site, with equal leading axes, as arrays in order; and those axes.
@@ -98,7 +107,7 @@ class View:
         :raises ValueError: for names that are missing, shapes that do not fit, NaN that is not expected, and
             negative numbers at a positive site.
         """
-        arrays, batch = self.rows({k: np.asarray(value) for k, value in values.items() if k in self.names})
+        arrays, batch = self.rows({k: np.asarray(value) for k, value in self.by_name(values).items()})
         for name, a, is_positive in zip(self.names, arrays, self.positive):
             if not self.missing and not np.isfinite(a).all():
                 raise ValueError(f"{name!r} is not finite; networks for missing numbers need missing=True")
@@ -108,8 +117,6 @@ class View:
 
     def rows(self, values) -> tuple[Any, ...]:
         """As :meth:`arrays`, also of tracers, whose numbers cannot be looked at."""
-        if set(self.names) - set(values):
-            raise ValueError(f"the observation needs the sites {list(self.names)}, got {sorted(values)}")
         host = (np.ndarray, np.generic)  # these stay there, where a cast compiles nothing
         given = [a if isinstance(a, host) else jnp.asarray(a) for a in map(values.get, self.names)]
         arrays = tuple(a.astype(jnp.result_type(float)) for a in given)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from numpyro_maf.flows.linear import HeavyTails, Standardize
+from numpyro_maf.inputs import as_numbers, checked_rows
 from numpyro_maf.rng import generator
 
 __all__ = ["Rows", "checked_rows", "checked_weights", "held_out_rows", "scaling", "warn_of_rounding"]
@@ -84,28 +85,6 @@ def _batches(rows, size, room):
     return batches, -(-len(rows) // size)
 
 
-def checked_rows(name: str, value, shape: tuple[int, ...], n: int | None = None) -> np.ndarray:
-    """An array of rows of this shape.
-
-    :param name: of the argument, for the message.
-    :param n: how many rows; None for any number.
-    :raises ValueError: for another shape, masked values, and numbers that are not finite.
-    """
-    if np.ma.is_masked(value):
-        raise ValueError(f"{name} is a masked array with missing numbers; leave out those rows")
-    value = np.asarray(value)
-    if value.ndim != 1 + len(shape):
-        raise ValueError(f"{name} must have {1 + len(shape)} axes, got shape {value.shape}")
-    n = len(value) if n is None else n
-    if value.shape != (n, *shape):
-        raise ValueError(f"{name} must be {(n, *shape)}, got {value.shape}")
-    finite = np.isfinite(value)
-    if not finite.all():
-        rows = np.flatnonzero(~finite.reshape(n, -1).all(1))
-        raise ValueError(f"{name} is not finite in {len(rows)} rows, the first is {rows[0]}")
-    return value
-
-
 def checked_weights(weights, held_out) -> np.ndarray:
     """How much each row counts, ``(N,)``, relative to the one that counts most.
 
@@ -119,7 +98,10 @@ def checked_weights(weights, held_out) -> np.ndarray:
         return np.ones(n)
     weights = checked_rows("weights", weights, (), n).astype(float)
     if (weights < 0).any() or not weights.any():
-        raise ValueError("weights must be not negative and not all 0")
+        raise ValueError(
+            "weights must be not negative and not all 0; from logarithms, they are "
+            "exp(log_weights - log_weights.max())"
+        )
     for rows, what in [(~held_out, "train on"), (held_out, "validate on")]:
         if rows.any() and not weights[rows].any():
             raise ValueError(f"all rows to {what} have weight 0")
@@ -131,10 +113,13 @@ def held_out_rows(key, validation, n: int) -> np.ndarray:
 
     :raises ValueError: for booleans of another shape, a share outside of [0, 1), and none left to train on.
     """
-    if np.ndim(validation):
-        mask = np.asarray(validation)
+    validation = np.asarray(as_numbers("validation", validation))
+    if validation.ndim:
+        mask = validation
         if mask.shape != (n,) or mask.dtype != bool:
-            raise ValueError(f"validation must be a share or ({n},) booleans, got {mask.shape}")
+            raise ValueError(
+                f"validation must be a share or ({n},) booleans, got {mask.dtype} of shape {mask.shape}"
+            )
     else:
         if not 0 <= validation < 1:
             raise ValueError(f"validation must be in [0, 1), got {validation}")

@@ -22,6 +22,7 @@ from jax.tree_util import register_dataclass
 from jax.typing import ArrayLike
 
 from numpyro_maf.flows.flow import Flow
+from numpyro_maf.inputs import as_labels, as_numbers
 from numpyro_maf.pytrees import static
 from numpyro_maf.rng import as_key
 
@@ -56,7 +57,7 @@ class Dequantize:
 
         :param event_ndim: how many axes an event has.
         """
-        key, x = as_key(key), jnp.asarray(x, float)
+        key, x = as_key(key), jnp.asarray(self._levels(x), float)
         batch = x.shape[: x.ndim - event_ndim]
         if self.noise is None:
             noise, log_prob = jax.random.uniform(key, x.shape), jnp.zeros(batch)
@@ -82,6 +83,11 @@ class Dequantize:
         bounds = jax.lax.map(one, jax.random.split(as_key(key), samples))
         return jax.nn.logsumexp(bounds, axis=0) - math.log(samples)
 
+    def _levels(self, x):
+        """Events, whose numbers are levels where they can be looked at."""
+        x = as_numbers("x", x)
+        return x if isinstance(x, jax.core.Tracer) else as_labels("x", x, self.levels)
+
     @property
     def weights(self):
         """Of the noise flow, None for uniform noise."""
@@ -94,4 +100,4 @@ class Dequantize:
 
 def bits_per_dimension(log_prob: Any, features: int) -> Any:
     """``-log_prob / (D log 2)``: bits that a number costs, from nats an event."""
-    return -log_prob / (features * math.log(2))
+    return as_numbers("log_prob", log_prob) / (-features * math.log(2))

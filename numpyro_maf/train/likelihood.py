@@ -219,11 +219,12 @@ def fit_mixture(flow: Made, x: ArrayLike, context: ArrayLike | None = None, *, s
     :param flow: from :func:`numpyro_maf.made` with ``masks`` above 1.
     :param x: ``(N, D)``; ``context``: ``(N, C)`` or None.
     :param steps: of expectation-maximisation.
-    :raises ValueError: for a flow that is no ensemble.
+    :raises ValueError: for a flow that is no ensemble, and shapes and numbers as :func:`fit` refuses.
     """
     if not isinstance(flow, Made) or flow.masks == 1:
         raise ValueError("fit_mixture takes a flow from made(..., masks=M) with M above 1")
-    d: Any = flow(context)
+    x = checked_rows("x", x, flow.event_shape)
+    d: Any = flow(context if context is None else checked_rows("context", context, (flow.context,), len(x)))
     table = d.member_log_probs(jnp.asarray(x))  # (M, N)
 
     def step(_, log_weights):
