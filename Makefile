@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 WORKERS ?= 2
+# Which tests make test runs; long trainings are left to make test-all.
+MARKS ?= not slow
 # A second supported interpreter, for make test-all: python3.12, wherever it is.
 PYTHON312 ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.12*/bin/python3) python3.12)
 
@@ -17,9 +19,10 @@ demo: $(VENV)/ready
 	$(BIN)/python -m numpyro_maf.examples.smart_home --out out/smart_home
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --durations=15 $(TESTS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --durations=15 -m "$(MARKS)" $(TESTS)
 
-test-all: test
+test-all:
+	$(MAKE) test MARKS=
 	$(MAKE) test VENV=.venv312 PYTHON=$(PYTHON312) TESTS=--brief
 
 lint: $(VENV)/ready

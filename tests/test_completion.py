@@ -188,6 +188,7 @@ def test_inputs_of_agrees_with_the_jacobian(case):
 # Amortised ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_completer_learns_every_conditional_of_a_normal():
     truth = dist.MultivariateNormal(LOC, covariance_matrix=COVARIANCE)
     rows = np.asarray(truth.sample(jax.random.key(0), (6000,)))

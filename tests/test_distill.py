@@ -28,6 +28,7 @@ def test_the_loss_is_the_divergence_of_two_normals():
     np.testing.assert_allclose(result.train_loss[0], expected, rtol=0.02)
 
 
+@pytest.mark.slow
 def test_an_iaf_learns_a_maf():
     teacher = shaken(nm.maf(jax.random.key(0), 2, transforms=2, hidden=(8,)), 1, 0.3)
     student = nm.iaf(jax.random.key(2), 2, transforms=4, hidden=(32,))
@@ -43,6 +44,7 @@ def test_an_iaf_learns_a_maf():
     assert np.median(abs(gap(teacher, result.flow))) < 0.1
 
 
+@pytest.mark.slow
 def test_with_context_the_student_follows_it():
     teacher = shaken(nm.maf(jax.random.key(0), 1, context=1, transforms=1, hidden=(8,)), 2, 0.5)
     student = nm.iaf(jax.random.key(2), 1, context=1, transforms=1, hidden=(16,))

@@ -74,7 +74,10 @@ def test_there_is_a_file_of_every_kind_and_every_builder():
 def test_files_of_version_1_load_for_ever(name, tmp_path):
     path = VERSION_1 / f"{name}.safetensors"
     learned = nm.load(path)
-    np.testing.assert_allclose(score(name, learned), KNOWN["densities"][name], rtol=1e-5, atol=1e-5)
+    # One program, not one for each step; posteriors look at the numbers that were seen, as no program may.
+    once = (lambda f: f) if name.startswith("posterior_") else jax.jit
+    found = once(lambda: score(name, learned))()
+    np.testing.assert_allclose(found, KNOWN["densities"][name], rtol=1e-5, atol=1e-5)
     written = load_file(path)
     leaves = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(learned)]
     assert all(array.tobytes() in leaves for array in written.values())  # bit-equal

@@ -216,7 +216,7 @@ def moments_of_mixed():
     return moments(mixed, 1000, 200)
 
 
-@pytest.mark.parametrize("name", ["iaf", "maf"])
+@pytest.mark.parametrize("name", [pytest.param("iaf", marks=pytest.mark.slow), "maf"])
 def test_neutra_with_plates(name):
     found = moments(NeuTraReparam(*of_mixed(name)).reparam(mixed), 400, 200)
     assert found["theta"][0] == (3, 2)
@@ -331,6 +331,7 @@ def local(x, size=32):
         numpyro.sample("x", dist.Normal(z[:, None], 1.0).to_event(1), obs=batch)
 
 
+@pytest.mark.slow
 def test_amortised_posteriors_are_those_of_each_row_new_ones_included():
     guide = nm.AutoAmortized(local, "rows", encoder=(16, 8))
     params = trained(local, guide, X, steps=1500, loss=nm.PathELBO(2)).params
@@ -508,6 +509,7 @@ def test_to_arviz_names_plates():
 # Real posteriors ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_regression_of_a_real_posterior():
     folder = os.environ.get("NUMPYRO_MAF_DATA")
     name = "kidiq-kidscore_momiq"

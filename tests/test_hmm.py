@@ -372,6 +372,7 @@ def test_mask_handler_and_expand():
     np.testing.assert_allclose(masked, jnp.array([d.log_prob()[0], 0]))
 
 
+@pytest.mark.slow
 def test_nuts_finds_the_means_of_labelled_states(x32):
     """Known answer: with every label given, each state's mean is a conjugate Normal posterior."""
     rng = np.random.default_rng(0)

@@ -303,6 +303,7 @@ def test_fit_finds_a_table_and_keeps_discrete_units():
     np.testing.assert_allclose([scale.loc[1], scale.scale[1]], [5, 3], atol=0.6)
 
 
+@pytest.mark.slow
 def test_mixture_weights_reach_the_best_there_is():
     made = flow("both")
     x = np.asarray(made.randomized(jax.random.key(1))().sample(jax.random.key(2), (300,)))

@@ -274,6 +274,7 @@ def bayesian(x):
     numpyro.deterministic("density", jnp.exp(flow().log_prob(jnp.array([[0.0], [1.0]]))))
 
 
+@pytest.mark.slow
 def test_bayesian_flow_by_nuts_and_svi_against_quadrature():
     """An affine flow of one number: its two weights' posterior is a sum over a grid."""
     x = jnp.array([[0.9], [1.6], [0.4], [1.2]])

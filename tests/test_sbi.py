@@ -705,7 +705,9 @@ def rounds(method):
     return METHODS[method](0, gaussian, {"x": X}, rounds=2, simulations=500)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [pytest.param(m, marks=[pytest.mark.slow] if m == "nle" else []) for m in METHODS]
+)
 def test_rounds_find_the_known_posterior(method):
     found = rounds(method)
     assert [len(r.sims["x"]) for r in found.rounds] == [500, 1000]

@@ -109,6 +109,7 @@ def test_scan_draws_differ_by_step_and_follow_the_flow():
     assert len(np.unique(draws[:, 0])) == 2000
 
 
+@pytest.mark.slow
 def test_nuts_through_an_enumerated_scan_runs():
     flow = FLOWS["maf-context"]()
     y = observations(6)

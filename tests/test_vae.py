@@ -3,11 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from sklearn.datasets import load_digits
 
 from numpyro_maf.examples import vae
 
 
+@pytest.mark.slow
 def test_vae_of_digits(tmp_path):
     x = jnp.asarray(load_digits().data[:256], jnp.float32)
     guide, params, losses = vae.train(jax.random.key(0), x, steps=60, batch_size=64, progress=False)
