@@ -7,6 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from numpyro_maf._version import __version__
+from numpyro_maf.answers.comparison import Comparison, compare
+from numpyro_maf.answers.inferring import Answer, infer
 from numpyro_maf.flows.assembly import from_spec
 from numpyro_maf.flows.autoregressive import Autoregressive, InverseAutoregressive, MaskedAutoregressive
 from numpyro_maf.flows.bijectors import Bijector, Chain, Inverse, Part
@@ -89,6 +91,7 @@ __all__ = [
     "ActNorm",
     "Additive",
     "Affine",
+    "Answer",
     "AutoAmortized",
     "AutoFlow",
     "AutoIAF",
@@ -98,6 +101,7 @@ __all__ = [
     "Chain",
     "CircularSpline",
     "Completer",
+    "Comparison",
     "Compose",
     "Coupling",
     "Dequantize",
@@ -137,6 +141,7 @@ __all__ = [
     "bits_per_dimension",
     "check_guide",
     "circular",
+    "compare",
     "complete",
     "conditionals",
     "decode",
@@ -154,6 +159,7 @@ __all__ = [
     "from_spec",
     "glow",
     "iaf",
+    "infer",
     "interpolate",
     "learned",
     "load",

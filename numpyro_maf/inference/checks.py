@@ -68,6 +68,14 @@ class GuideCheck(Described):
         return self.psis.khat
 
     @property
+    def log_evidence_error(self) -> float:
+        """Standard error of ``log_evidence``, if the weights hold; by row, of all rows from those checked."""
+        each = self.rows.psis if self.rows else (self.psis,)
+        whole = self.rows.full / len(each) if self.rows else 1
+        lost = sum(max(1 / p.ess - 1 / len(p.log_weights), 0) for p in each)
+        return whole * math.sqrt(lost)
+
+    @property
     def verdict(self) -> str:
         """One sentence: whether to use the guide as it is, its weighted draws, or neither."""
         each = self.rows.psis if self.rows else (self.psis,)

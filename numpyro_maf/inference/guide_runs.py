@@ -85,7 +85,9 @@ class GuideRun(Described):
         model = getattr(self.model, "__name__", type(self.model).__name__)
         guide = getattr(self.guide, "__name__", type(self.guide).__name__)
         lines = [f"GuideRun: {guide} of {model}"]
-        if self.trained is not None:
+        if self.trained is None:
+            lines.append("  not trained: its start is the posterior, or its parameters were given")
+        else:
             state, how = self.trained.state, self.trained.stopped
             how = how or ("still improving" if self.trained.improving else "")
             end = f", {how}" if how else ""
@@ -113,7 +115,8 @@ def fit_guide(
 
     The learning rate falls, to three tenths, whenever the ELBO of the same 256 draws has not improved by
     0.002 for 400 steps; training ends when it has not for 800, or after ``steps``. Parameters are averaged
-    over the last steps, and those with the best ELBO are kept. Interrupting keeps the best so far.
+    over the last steps, and those with the best ELBO are kept. Interrupting keeps the best so far. Where the
+    Gaussian that a flow guide starts with is the posterior already, by 99% of its draws, nothing is trained.
 
     :param key: a ``jax.random`` key, or an integer.
     :param model: a NumPyro model, called with ``args`` and all other ``kwargs``.
@@ -156,6 +159,10 @@ def fit_guide(
 
     if not steps:
         return finished(None)
+    if check and init_params is None and isinstance(guide, FlowGuide):
+        ready = finished(None)
+        if ready.check is not None and ready.check.psis.ess > 0.99 * len(ready.check.psis.log_weights):
+            return ready  # the Gaussian that it starts with is the posterior
     draws = np.arange(_EPOCH * num_particles + _HELD_OUT, dtype=np.int32)
     with carrying(finished):
         return finished(

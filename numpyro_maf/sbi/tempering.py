@@ -11,7 +11,7 @@ evolution (ter Braak & Vrugt 2008): along differences of other particles, which 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -27,10 +27,10 @@ from tqdm.auto import tqdm
 from numpyro_maf.codec import storable
 from numpyro_maf.inference.sites import Sites
 from numpyro_maf.rng import as_key, as_shape, generator, split
-from numpyro_maf.sbi.densities import Densities, prior_draws
+from numpyro_maf.sbi.densities import Densities, checked_observation, prior_draws
 from numpyro_maf.sbi.posterior import Posterior, Setting, from_vectors, not_stored, to_vectors
 
-__all__ = ["ParticlePosterior", "smc"]
+__all__ = ["ParticlePosterior", "run_smc", "smc"]
 
 
 @storable
@@ -41,7 +41,8 @@ class ParticlePosterior(Posterior):
     :param sites: the latent sites; ``setting``: the model; ``likelihoods``: the learned ones, by site.
     :param observation: by site.
     :param particles: ``(N, D)``, equally probable.
-    :param log_evidence: of the observation, an estimate.
+    :param log_evidence: of the observation, an estimate; ``log_evidence_error``: its standard error, of
+        particles that move well.
     """
 
     sites: Sites
@@ -49,6 +50,7 @@ class ParticlePosterior(Posterior):
     observation: dict[str, Any]
     particles: Any
     log_evidence: float
+    log_evidence_error: float = math.nan
     setting: Setting = not_stored()
 
     def sample(self, key: ArrayLike, sample_shape: int | Sequence[int] = ()) -> dict[str, Any]:
@@ -66,7 +68,8 @@ class ParticlePosterior(Posterior):
         return (prior + likelihood).reshape(vector.shape[:-1]) - self.log_evidence
 
     def _describe(self):
-        figures = f"{len(self.particles):,} particles, log evidence {self.log_evidence:.3f}"
+        evidence = f"log evidence {self.log_evidence:.3f} (standard error {self.log_evidence_error:.3f})"
+        figures = f"{len(self.particles):,} particles, {evidence}"
         return [f"ParticlePosterior {self._about()}", figures]
 
 
@@ -93,33 +96,46 @@ def smc(
     :param moves: of each particle at each temperature, and ``last_moves`` at the last.
     """
     setting = Setting(model, tuple(model_args), dict(model_kwargs or {}))
-    if not isinstance(observation, Mapping):
-        raise TypeError(f"observation must be a dictionary by site, got {type(observation).__name__}")
-    likelihoods = dict(likelihoods or {})
+    observation = checked_observation(setting, observation)
+    return run_smc(
+        as_key(key), setting, observation, dict(likelihoods or {}), num_particles=num_particles, moves=moves,
+        last_moves=last_moves, progress=progress,
+    )  # fmt: skip
+
+
+def run_smc(
+    key, setting: Setting, observation, likelihoods: dict[str, Any], *, num_particles: int = 10_000,
+    moves: int = 10, last_moves: int = 50, progress: bool = True,
+) -> ParticlePosterior:  # fmt: skip
+    """As :func:`smc`; what is compiled for a setting serves it again."""
     sites = Sites.of(setting.conditioned(observation), None, setting.args, setting.kwargs)
-    prior_key, key = split(as_key(key))
+    prior_key, key = split(key)
     drawn = prior_draws(setting, observation, prior_key, num_particles)
     parts = sites, likelihoods, {name: jnp.asarray(value) for name, value in observation.items()}
-    particles, log_evidence = temper(
+    particles, log_evidence, error = temper(
         key, Densities(setting), parts, to_vectors(sites, drawn)[0],
         moves=moves, last_moves=last_moves, progress=progress,
     )  # fmt: skip
-    return ParticlePosterior(sites, likelihoods, parts[2], particles, log_evidence, setting)
+    return ParticlePosterior(sites, likelihoods, parts[2], particles, log_evidence, error, setting)
 
 
 def temper(key: ArrayLike, densities, parts, particles, *, moves=10, last_moves=50, progress=True):
-    """Particles of the prior to particles of the posterior, and the log evidence."""
+    """Particles of the prior to particles of the posterior, the log evidence, and its standard error.
+
+    The error is that of the weights at each temperature, whose relative variances add up.
+    """
     scores = _score(densities, parts, particles)
-    beta, log_evidence = 0.0, 0.0
+    beta, log_evidence, variance = 0.0, 0.0, 0.0
     with tqdm(total=1.0, disable=not progress, desc="smc", bar_format="{desc}: {percentage:.0f}%") as bar:
         while beta < 1:
             key, resample_key, move_key = jax.random.split(key, 3)
-            new, gain, particles, scores = _advance(resample_key, beta, particles, scores)
+            new, gain, lost, particles, scores = _advance(resample_key, beta, particles, scores)
             log_evidence, rise, beta = log_evidence + float(gain), float(new) - beta, float(new)
+            variance += float(lost)
             count = moves if beta < 1 else last_moves
             particles, scores = _move(densities, count, parts, move_key, beta, particles, scores)
             bar.update(rise)
-    return particles, log_evidence
+    return particles, log_evidence, math.sqrt(variance)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -130,7 +146,7 @@ def _score(densities, parts, particles):
 
 @jax.jit
 def _advance(key, beta, particles, scores):
-    """The next beta, the rise of the log evidence, and particles resampled for it."""
+    """The next beta; the rise of the log evidence and its variance; particles resampled for it."""
     likelihood = jnp.maximum(scores[1], -1e30)
 
     def effective(step):
@@ -147,11 +163,12 @@ def _advance(key, beta, particles, scores):
     step = jnp.where(effective(1.0 - beta) > 0.5, 1.0 - beta, jnp.maximum(low, 1e-7))
     weights = step * likelihood
     gain = logsumexp(weights) - jnp.log(len(weights))
+    lost = (1 / effective(step) - 1) / len(weights)
     shares = jnp.cumsum(jax.nn.softmax(weights))
     points = (jnp.arange(len(weights)) + jax.random.uniform(key)) / len(weights)
     rows = jnp.clip(jnp.searchsorted(shares, points * shares[-1]), 0, len(weights) - 1)
     new = jnp.where(step >= 1.0 - beta, 1.0, beta + step)
-    return new, gain, particles[rows], jax.tree.map(lambda s: s[rows], scores)
+    return new, gain, lost, particles[rows], jax.tree.map(lambda s: s[rows], scores)
 
 
 @partial(jax.jit, static_argnums=0)
