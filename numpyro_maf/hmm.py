@@ -25,7 +25,7 @@ from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 from numpyro.distributions.util import validate_sample
 
-from numpyro_maf.inputs import as_numbers
+from numpyro_maf.inputs import as_labels, as_numbers
 from numpyro_maf.pytrees import Described
 from numpyro_maf.rng import as_key, as_shape
 
@@ -101,7 +101,7 @@ class HMM(Described, dist.Distribution):
                 f"S = {steps - 1} or 1, got {transition.shape}"
             )
         observed = (
-            jnp.ones(steps, bool) if observed is None else jnp.asarray(as_numbers("observed", observed), bool)
+            jnp.ones(steps, bool) if observed is None else jnp.asarray(_booleans("observed", observed), bool)
         )
         if jnp.shape(observed)[-1:] != (steps,):
             raise ValueError(f"observed must be (..., {steps}), got {jnp.shape(observed)}")
@@ -260,6 +260,12 @@ class HMM(Described, dist.Distribution):
             known = (path < 0)[..., None] | (path[..., None] == jnp.arange(self._states))
             table = jnp.where(known, table, -jnp.inf)
         return self._summed(table)
+
+
+def _booleans(name: str, value: ArrayLike) -> Any:
+    """Booleans, or 0 and 1; of tracers the numbers cannot be looked at."""
+    value = as_numbers(name, value)
+    return value if isinstance(value, jax.core.Tracer) else as_labels(name, value, 2)
 
 
 def _check_table(log_density: Array, observed: Array) -> None:

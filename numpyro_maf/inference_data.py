@@ -12,6 +12,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from numpyro_maf._arviz import import_arviz
+from numpyro_maf.inputs import rows_by_site
 from numpyro_maf.traces import run_once
 
 __all__ = ["to_arviz"]
@@ -51,7 +52,12 @@ def to_arviz(
         "prior": prior,
         "posterior_predictive": posterior_predictive,
     }
-    groups = {name: _one_chain(group) for name, group in groups.items() if group}
+    shapes = {name: np.shape(site["value"]) for name, site in trace.items()}
+    groups = {
+        name: _one_chain("samples" if name == "posterior" else name, group, shapes)
+        for name, group in groups.items()
+        if group
+    }
     if observed:
         groups["observed_data"] = observed
     names = {}
@@ -72,12 +78,14 @@ def to_arviz(
     return arviz.from_dict(**(groups | options))
 
 
-def _one_chain(samples: Mapping[str, ArrayLike]) -> dict[str, np.ndarray]:
-    """A chain axis before the draws, which must be equally many."""
-    arrays = {name: np.asarray(value) for name, value in samples.items()}
-    if len({value.shape[:1] for value in arrays.values()}) != 1:
-        shapes = {name: value.shape for name, value in arrays.items()}
-        raise ValueError(f"every site needs as many draws as the others, got shapes {shapes}")
+def _one_chain(
+    group: str, samples: Mapping[str, ArrayLike], expected: dict[str, Any]
+) -> dict[str, np.ndarray]:
+    """A chain axis before the draws, which must be equally many, and of the model's shapes."""
+    arrays = rows_by_site(group, samples, what="draws")
+    for name, value in arrays.items():
+        if value.shape[1:] != expected.get(name, value.shape[1:]):
+            raise ValueError(f"{group}[{name!r}] must be (S, *{expected[name]}), got {value.shape}")
     return {name: value[None] for name, value in arrays.items()}
 
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["as_labels", "as_numbers", "by_site", "check_finite", "checked_rows", "nearest"]
+__all__ = ["as_labels", "as_numbers", "by_site", "check_finite", "checked_rows", "nearest", "rows_by_site"]
 
 # What to do instead, by NumPy's kind of the data.
 _REMEDIES = {
@@ -132,6 +132,25 @@ def by_site(name: str, values: Any, wanted: Collection[str] = (), *, missing: bo
         if site not in values:
             raise ValueError(f"{name} lacks the site {site!r}{nearest(site, values)}")
     return {k: as_numbers(f"{name}[{k!r}]", v, missing=missing) for k, v in values.items()}
+
+
+def rows_by_site(
+    name: str, values: Any, wanted: Collection[str] = (), what: str = "rows"
+) -> dict[str, np.ndarray]:
+    """As :func:`by_site`, of NumPy arrays with equally many rows; numbers that are masked become NaN.
+
+    :param wanted: the only names that count; none for all. ``what``: a word for the rows.
+    :raises ValueError: for sites with unequal numbers of rows as well.
+    """
+    if isinstance(values, Mapping) and set(wanted) <= set(values):
+        values = {k: v for k, v in values.items() if not wanted or k in wanted}
+    arrays = {k: np.asarray(a) for k, a in by_site(name, values, wanted, missing=True).items()}
+    if len({a.shape[:1] for a in arrays.values()}) != 1 or not all(a.ndim for a in arrays.values()):
+        shapes = {k: a.shape for k, a in arrays.items()}
+        raise ValueError(
+            f"{name} must have as many {what} at each site as at the others, got shapes {shapes}"
+        )
+    return arrays
 
 
 def nearest(name: str, names: Collection[str]) -> str:

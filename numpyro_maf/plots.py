@@ -44,6 +44,8 @@ def activity_timeline(
     table = np.asarray(as_numbers("probabilities", probabilities))
     if table.shape != (steps, count):
         raise ValueError(f"probabilities must be ({steps}, {count}), got {table.shape}")
+    if (table < 0).any() or (table > 1 + 1e-3).any():
+        raise ValueError("probabilities must be in [0, 1]")
     activity = as_labels("the activities", data.activity, count, least=-1)
     colours = [QUIET, COLOURS[1]] if count == 2 else palette(count)
     time, sensors = data.time, data.values.T

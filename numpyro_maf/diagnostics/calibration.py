@@ -143,6 +143,8 @@ def coverage(log_prob_draws: ArrayLike, log_prob_truth: ArrayLike, *, seed: Any 
             f"expected log-densities log_prob_draws (L, N) and log_prob_truth (N,), got {draws.shape} and "
             f"{truth.shape}"
         )
+    if not len(draws):
+        raise ValueError(f"log_prob_draws must hold one draw or more, got shape {draws.shape}")
     equal = np.isclose(draws, truth, rtol=1e-5, atol=1e-6)  # computed apart, equal densities differ a little
     rng = _stream("coverage", seed)
     return _coverage(_ranked((draws > truth) & ~equal, equal, rng), len(draws), rng)
@@ -211,6 +213,8 @@ def _columns(draws: Any, truth: Any) -> tuple[np.ndarray, np.ndarray, tuple[str,
                 f"expected draws (L, N, D) and truth (N, D), got {draws.shape} and {truth.shape}"
             )
         names = [f"[{i}]" for i in range(draws.shape[-1])]
+    if not len(draws):
+        raise ValueError(f"draws must hold one draw or more of each posterior, got shape {draws.shape}")
     if draws.shape[1] < 20:
         raise ValueError(f"calibration needs 20 posteriors or more, got {draws.shape[1]}")
     return draws, truth, tuple(names)

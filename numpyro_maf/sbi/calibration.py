@@ -12,6 +12,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from numpyro_maf.diagnostics import SBC, Coverage, coverage, sbc, tarp
+from numpyro_maf.inputs import rows_by_site
 from numpyro_maf.pytrees import Described
 from numpyro_maf.rng import as_key, split
 from numpyro_maf.sbi.neural_posterior import NeuralPosterior
@@ -53,10 +54,15 @@ def calibrate(
     :param sims: some hundreds that it was not trained on, by site, ``(N, ...)``. Those that failed are left
         out.
     :param num_samples: L, of each posterior.
+    :raises ValueError: for sites that are missing or of unequal lengths, and fewer than 20 simulations.
     """
-    usable = ~np.asarray(getattr(sims, "failed", np.zeros(len(sims[posterior.view.names[0]]), bool)))
-    bound = posterior({name: np.asarray(sims[name])[usable] for name in posterior.view.names})
-    truth = {name: np.asarray(sims[name])[usable] for name in posterior.sites.names}
+    seen, latent = posterior.view.names, posterior.sites.names
+    values = rows_by_site("sims", sims, (*seen, *latent))
+    usable = ~np.asarray(getattr(sims, "failed", np.zeros(len(values[seen[0]]), bool)))
+    if usable.sum() < 20:
+        raise ValueError(f"calibration needs 20 posteriors or more, sims has {usable.sum()} usable rows")
+    bound = posterior({name: values[name][usable] for name in seen})
+    truth = {name: values[name][usable] for name in latent}
     draw_key, tie_key = split(as_key(key))
     draws = bound.sample(draw_key, (num_samples,))
     densities = np.concatenate(

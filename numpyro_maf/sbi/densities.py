@@ -13,11 +13,13 @@ import jax
 import jax.numpy as jnp
 from numpyro import handlers
 
+from numpyro_maf.inputs import by_site, check_finite, nearest
 from numpyro_maf.sbi.handlers import learned
 from numpyro_maf.sbi.passes import runs
 from numpyro_maf.sbi.posterior import Setting
+from numpyro_maf.traces import run_once
 
-__all__ = ["Densities", "log_prior", "prior_draws"]
+__all__ = ["Densities", "checked_observation", "log_prior", "prior_draws"]
 
 
 @dataclass(frozen=True)
@@ -70,3 +72,26 @@ def prior_draws(setting, observation, key, count) -> dict[str, Any]:
 def _prior_runs(setting, observation, keys):
     model = handlers.condition(setting.model, data=observation)
     return runs(model, setting.args, setting.kwargs)(False, keys, {})[0]
+
+
+def checked_observation(setting: Setting, values: Any) -> dict[str, Any]:
+    """Values of observed sites as arrays.
+
+    :raises TypeError: for anything but a dictionary of arrays of real numbers.
+    :raises ValueError: for names that are no sites of the model, other shapes, and numbers that are not
+        finite.
+    """
+    values = {k: jnp.asarray(v) for k, v in by_site("observation", values).items()}
+    try:
+        trace = run_once(setting.conditioned(values), setting.args, setting.kwargs)
+    except TypeError as error:  # a shape that the model cannot work with
+        shapes = {name: value.shape for name, value in values.items()}
+        raise ValueError(f"the model fails on an observation of shapes {shapes}: {error}") from error
+    for name, value in values.items():
+        if name not in trace:
+            raise ValueError(f"observation: the model has no site {name!r}{nearest(name, trace)}")
+        shape = trace[name]["fn"].shape()
+        if value.shape != shape:
+            raise ValueError(f"observation[{name!r}] must be {shape}, got {value.shape}")
+        check_finite(f"observation[{name!r}]", value)
+    return values

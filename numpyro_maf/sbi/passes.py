@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 from numpyro import handlers
 from numpyro.primitives import Messenger
 
+from numpyro_maf.inputs import nearest
 from numpyro_maf.pytrees import static
 from numpyro_maf.sbi.simulator import parameters
 from numpyro_maf.traces import ONE_AT_A_TIME
@@ -33,6 +34,13 @@ def runs(model: Callable[..., Any], args=(), kwargs=None):
 
     def row(every, key, given):
         trace, calls = traced(model, args, kwargs or {}, key, every, data=given)
+        for name, value in given.items():
+            if name not in trace:
+                raise ValueError(f"given: the model has no site {name!r}{nearest(name, trace)}")
+            site = trace[name]
+            if site["type"] == "sample" and jnp.shape(value) != site["fn"].shape():
+                shapes = f"rows of shape {jnp.shape(value)}, the model's site {site['fn'].shape()}"
+                raise ValueError(f"given[{name!r}] has {shapes}")
         kinds = ("sample", "deterministic")
         values = {name: site["value"] for name, site in trace.items() if site["type"] in kinds}
         names = tuple(values)

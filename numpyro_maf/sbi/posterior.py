@@ -29,6 +29,7 @@ from numpyro_maf.inference.checks import GuideCheck
 from numpyro_maf.inference.learned_priors import Joint
 from numpyro_maf.inference.sites import Sites
 from numpyro_maf.inference_data import to_arviz
+from numpyro_maf.inputs import by_site
 from numpyro_maf.pytrees import Described
 from numpyro_maf.rng import as_key, split
 from numpyro_maf.sbi.simulations import Simulations, simulate, with_shapes
@@ -331,7 +332,7 @@ def columns_of(sites):
 
 def to_vectors(sites: Sites, values: dict[str, Any]) -> tuple[Any, Any, Any]:
     """Values by site as unconstrained vectors; the log-determinant of way back; which are on support."""
-    return _to_vectors(sites, {name: values[name] for name in sites.names if name in values})
+    return _to_vectors(sites, by_site("values", {n: values[n] for n in sites.names if n in values}))
 
 
 @jax.jit

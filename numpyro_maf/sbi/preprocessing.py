@@ -18,7 +18,7 @@ import numpy as np
 from numpyro_maf.codec import storable
 from numpyro_maf.flows.domains import check_values
 from numpyro_maf.inference.sites import Sites
-from numpyro_maf.inputs import as_numbers, by_site
+from numpyro_maf.inputs import as_numbers, rows_by_site
 from numpyro_maf.rng import split
 from numpyro_maf.sbi.posterior import Setting
 from numpyro_maf.sbi.reading import ModelSites
@@ -76,6 +76,7 @@ class Prepared:
     :param held_out: ``(R,)`` booleans, the validation rows.
     :param excluded: number of simulations that failed or are not finite.
     :param missing: whether NaN at observed sites stands for numbers that are not there.
+    :param rows: ``(R,)``, the number of the simulation that each row comes from.
     """
 
     setting: Setting
@@ -87,6 +88,7 @@ class Prepared:
     held_out: np.ndarray
     excluded: int
     missing: bool
+    rows: np.ndarray
 
     @classmethod
     def of(
@@ -119,7 +121,7 @@ class Prepared:
             raise ValueError(f"failures must be 'error', 'exclude' or 'keep', got {failures!r}")
         args = tuple(model_args) or getattr(sims, "args", ())
         kwargs = model_kwargs or getattr(sims, "kwargs", {})
-        sims = _arrays(sims)
+        sims = rows_by_site("sims", sims)
         setting = Setting(model, args, dict(kwargs))
         observed = (observed,) if isinstance(observed, str) else tuple(observed)
         read_key, split_key = split(key)
@@ -197,6 +199,7 @@ class Prepared:
             held_out,
             failed,
             missing,
+            kept // each,
         )
 
     @property
@@ -237,19 +240,6 @@ class Prepared:
         dtype = jax.tree.leaves(starts[0][0])[0].dtype
         data = [a.astype(dtype, copy=False) if i == 0 else a for i, a in enumerate(data)]
         return train_best(key, loss, starts, data, **options)
-
-
-def _arrays(sims) -> dict[str, np.ndarray]:
-    """Simulations by site as arrays with equally many rows; numbers that are masked are NaN.
-
-    :raises TypeError: for anything but a mapping of arrays of real numbers.
-    :raises ValueError: for sites with unequal numbers of rows.
-    """
-    arrays = {name: np.asarray(a) for name, a in by_site("sims", sims, missing=True).items()}
-    if len({np.shape(a)[:1] for a in arrays.values()} - {()}) != 1 or not all(map(np.ndim, arrays.values())):
-        shapes = {name: np.shape(a) for name, a in arrays.items()}
-        raise ValueError(f"sims must have as many rows at each site as at the others, got shapes {shapes}")
-    return arrays
 
 
 def training_options(rows: int, options: dict[str, Any]) -> dict[str, Any]:

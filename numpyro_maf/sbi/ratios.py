@@ -25,7 +25,6 @@ from numpyro.distributions import constraints
 
 from numpyro_maf.codec import storable
 from numpyro_maf.flows.linear import Standardize
-from numpyro_maf.flows.shapes import check_width
 from numpyro_maf.inputs import as_numbers
 from numpyro_maf.nn.mlp import MLP
 from numpyro_maf.pytrees import Described, static
@@ -137,7 +136,8 @@ class Ratio(Described):
     def __call__(self, theta: ArrayLike, x: ArrayLike):
         """``log p(x | theta) / p(x)`` of ``(..., P)`` and ``(..., *event_shape)``, or values by site."""
         theta = jnp.asarray(as_numbers("theta", theta))
-        check_width(theta, self.context, "the ratio")
+        if theta.shape[-1:] != (self.context,):
+            raise ValueError(f"theta must be (..., {self.context}), got {theta.shape}")
         arrays, batch = self.view.rows(self.view.by_name(x))
         seen = self.summary(self.networks, self.view(arrays))
         return self.logit(theta, seen.reshape(*batch, seen.shape[-1]))

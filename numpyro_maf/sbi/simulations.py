@@ -25,6 +25,7 @@ from jax.typing import ArrayLike
 from tqdm.auto import tqdm
 
 from numpyro_maf.codec import storable
+from numpyro_maf.inputs import by_site
 from numpyro_maf.pytrees import Described
 from numpyro_maf.rng import as_key
 from numpyro_maf.sbi.fingerprints import Walk
@@ -164,7 +165,7 @@ def simulate(
     if int(num_simulations) != num_simulations or num_simulations < 1:
         raise ValueError(f"num_simulations must be a positive integer, got {num_simulations!r}")
     key = as_key(key)
-    given = {name: np.asarray(value) for name, value in (given or {}).items()}
+    given = {name: np.asarray(value) for name, value in by_site("given", given or {}).items()}
     for name, value in given.items():
         if value.shape[:1] != (num_simulations,):
             raise ValueError(

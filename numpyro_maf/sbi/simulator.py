@@ -16,6 +16,7 @@ import numpyro.distributions as dist
 from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 
+from numpyro_maf.inputs import as_numbers
 from numpyro_maf.rng import as_key, as_shape
 from numpyro_maf.sbi.purity import fit_for_tracing, name_of
 from numpyro_maf.sbi.worker import host_call
@@ -68,7 +69,7 @@ class Simulator(dist.Distribution):
         if host not in (None, True, False):
             raise ValueError(f"host must be True, False or None, got {host!r}")
         self.fn, self.each, self.host = fn, support, host
-        self.params = tuple(jnp.asarray(p) for p in params)
+        self.params = tuple(jnp.asarray(as_numbers(f"params[{i}]", p)) for i, p in enumerate(params))
         if batch_ndim is None:
             batch_ndim = 0 if host else _batch_ndim(fn, self.params, tuple(event_shape))
         self.batch_ndim = batch_ndim

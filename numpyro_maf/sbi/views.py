@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -127,7 +128,7 @@ class View:
             fixed = jnp.shape(scale.loc)  # the last axes, those that no embedding leaves free
             if a.shape[a.ndim - len(fixed) :] != fixed:
                 raise ValueError(f"{name!r} must have a shape that ends in {fixed}, got {a.shape}")
-        return tuple(a.reshape(-1, *a.shape[len(batch) :]) for a in arrays), batch
+        return tuple(a.reshape(math.prod(batch), *a.shape[len(batch) :]) for a in arrays), batch
 
     def __call__(self, arrays) -> tuple[Any, ...]:
         """Raw arrays ``(B, ...)`` in order as pairs: standardised, and which numbers are there or None."""
