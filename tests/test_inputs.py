@@ -239,7 +239,7 @@ def test_ties_are_broken_by_the_users_key():
 
 @pytest.mark.parametrize("least", [0.3, 0.0015, 0.0004, 1e-9])
 def test_verdicts_say_no_miscalibration_only_of_shown_probabilities(least):
-    """A least p of 0.0015 among ten is 0.015 when corrected; one of 0.0004 is 0.004, and the threshold 0.01."""
+    """Among ten, a least p of 0.0015 is 0.015 when corrected, and 0.0004 is 0.004; the threshold is 0.01."""
     ranks = np.random.default_rng(0).integers(0, 100, (50, 10))
     found = diagnostics.SBC(ranks, 99, np.array([least, *[0.5] * 9]), tuple("abcdefghij")).verdict
     assert found.startswith("no miscalibration" if least > 0.001 else "not calibrated")

@@ -440,7 +440,7 @@ RIGHT = [
     (r"NaN|NA|masked|inf", r"complete\(x\)", "the number that is missing is not among those seen"),
     (r"NaN|NA|inf", r"plots.loss_curves", "a gap in the curve"),
     (r"NaN|NA", r"plots.activity_timeline", "a gap in the picture"),
-    (r"NaN|inf|NA", r"simulate\(given|to_arviz", "the draws that were given, NaN where they are"),
+    (r"NaN|inf|NA|masked", r"simulate\(given|to_arviz", "the draws that were given, NaN where they are"),
     (r"empty", r"to_arviz|Simulator", "of no numbers"),
     (r"inf", r"psis|coverage|sbc", "infinite log-densities and draws have ranks"),
     (
@@ -458,11 +458,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--table", type=Path, help="where to write every answer, as Markdown")
     parser.add_argument("--only", default="", help="functions whose name matches this")
+    parser.add_argument("--inputs", default="", help="inputs whose name matches this")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     kinds = [("same", k, v) for k, v in SAME.items()]
     kinds += [("rounded", k, lambda a, t=t: a.astype(t)) for k, t in ROUNDED.items()]
     kinds += [("other", k, v) for k, v in OTHER.items()]
+    kinds = [kind for kind in kinds if re.search(args.inputs, kind[1])]
     absent = [name for _, name, make in kinds if make is None]
     if absent:
         print("not installed, so skipped:", ", ".join(absent))

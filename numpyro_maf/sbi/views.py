@@ -233,7 +233,7 @@ def _network(embedding, shape) -> Callable[..., Any]:
 
 def _flat(weights, x, present=None):
     """The numbers as they are."""
-    x = x.reshape(len(x), -1)
+    x = x.reshape(len(x), math.prod(x.shape[1:]))  # for no rows, too
     if present is None:
         return x
-    return jnp.concatenate([x, present.reshape(len(x), -1).astype(x.dtype)], -1)
+    return jnp.concatenate([x, present.reshape(x.shape).astype(x.dtype)], -1)
