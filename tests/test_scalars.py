@@ -300,6 +300,14 @@ def test_mixtures_are_scipys(kernel, law):
     np.testing.assert_allclose(log_slope[told], (np.log(density) - law.logpdf(expected))[told], rtol=1e-6)
 
 
+@pytest.mark.parametrize("method, lines", [("forward", 1200), ("inverse", 2400)])
+def test_gaussian_mixtures_are_small_programs(method, lines):
+    """What is much to compile, the normal's distribution function, is in them a few times and no more."""
+    arguments = jnp.zeros((9, 4)), jnp.zeros(4)
+    text = jax.jit(getattr(nm.MixtureCDF(3, "gaussian"), method)).lower(*arguments).as_text()
+    assert len(text.splitlines()) < lines
+
+
 @pytest.mark.parametrize("scalar", [nm.RQSpline(), nm.CircularSpline(), nm.PiecewiseQuadratic()], ids=repr)
 def test_sharp_splines_are_finite_on_and_beside_their_knots(scalar):
     rng = np.random.default_rng(0)

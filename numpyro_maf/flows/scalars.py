@@ -147,7 +147,7 @@ class MixtureCDF(Scalar):
         log_weights, means, log_scales = self._components(params)
         z = (x - means) * jnp.exp(-log_scales)
         log_cdf = jax.nn.log_sigmoid if self.kernel == "logistic" else _log_ndtr
-        low, high = log_weights + log_cdf(z), log_weights + log_cdf(-z)
+        low, high = log_weights + log_cdf(jnp.stack([z, -z]))  # once, for it is much to compile
         below, above = logsumexp(low, axis=0), logsumexp(high, axis=0)
         # Everything about the nearer tail, whose logarithms may be huge: of these only differences are taken.
         # Not by jnp.minimum, whose derivative where both are equal is that of neither.
@@ -234,17 +234,22 @@ def _log_mills(z):
     return jnp.log(series) - jnp.log(-z)
 
 
-def _log_hazard(z):
-    """Log of the standard normal's density over its distribution function, however far out."""
+def _log_tail(z):
+    """Logs of the standard normal's distribution function, and of its density over that, however far out."""
     near, far = jnp.maximum(z, _FAR), jnp.minimum(z, _FAR)
-    return jnp.where(z > _FAR, normal_log_density(near) - log_ndtr(near), -_log_mills(far))
+    within, mills = log_ndtr(near), _log_mills(far)
+    below = jnp.where(z > _FAR, within, normal_log_density(far) + mills)
+    return below, jnp.where(z > _FAR, normal_log_density(near) - within, -mills)
+
+
+def _log_hazard(z):
+    return _log_tail(z)[1]
 
 
 @jax.custom_jvp
 def _log_ndtr(z):
     """Log of the standard normal's distribution function, with a derivative that is right far out."""
-    far = jnp.minimum(z, _FAR)
-    return jnp.where(z > _FAR, log_ndtr(z), normal_log_density(far) + _log_mills(far))
+    return _log_tail(z)[0]
 
 
 @_log_ndtr.defjvp
@@ -259,9 +264,12 @@ def _log_ndtri(p):
     far = jnp.minimum(p, -10.0)
     z = -jnp.sqrt(-2 * far - math.log(2 * math.pi) - jnp.log(-2 * far))
     z = jnp.where(p > -10, ndtri(jnp.exp(p)), z)
-    for _ in range(3):
-        z = z - (_log_ndtr(z) - p) * jnp.exp(-_log_hazard(z))
-    return z
+
+    def newton(_, z):
+        below, hazard = _log_tail(z)
+        return z - (below - p) * jnp.exp(-hazard)
+
+    return jax.lax.fori_loop(0, 3, newton, z)  # a loop, for one step is much to compile
 
 
 @_log_ndtri.defjvp
