@@ -20,13 +20,20 @@ import numpy as np
 from numpyro_maf import codec, migrations
 from numpyro_maf.flows.flow import Flow
 from numpyro_maf.inference.learned_priors import Joint
-from numpyro_maf.sbi import NeuralPosterior, Posterior, Ratio, Sequential, Simulations
+from numpyro_maf.sbi import (
+    HierarchicalPosterior,
+    NeuralPosterior,
+    Posterior,
+    Ratio,
+    Sequential,
+    Simulations,
+)
 from numpyro_maf.tensors import read_tensors, write_tensors
 
 __all__ = ["load", "save"]
 
 _VERSION = 2
-_LEARNED = (Flow, Joint, NeuralPosterior, Posterior, Ratio, Simulations, dict)
+_LEARNED = (Flow, HierarchicalPosterior, Joint, NeuralPosterior, Posterior, Ratio, Simulations, dict)
 
 
 def save(path: str | os.PathLike[str], learned: Any) -> None:

@@ -62,16 +62,16 @@ class DeepSet(Embedding):
         first, second = jax.random.split(key)
         width = elements(x, present, 1)[0].shape[-1]
         return {
-            "each": _dense_init(first, (width, *self.hidden)),
-            "all": _dense_init(second, (self.hidden[-1] + 1, *self.hidden, self.outputs)),
+            "each": dense_init(first, (width, *self.hidden)),
+            "all": dense_init(second, (self.hidden[-1] + 1, *self.hidden, self.outputs)),
         }
 
     def __call__(self, weights, x, present=None):
         x, there = elements(x, present, 1)
-        each = jax.nn.silu(_dense(weights["each"], x))
+        each = jax.nn.silu(dense(weights["each"], x))
         count = there.sum(1)
         mean = (each * there).sum(1) / jnp.maximum(count, 1)
-        return _dense(weights["all"], jnp.concatenate([mean, jnp.log1p(count)], -1))
+        return dense(weights["all"], jnp.concatenate([mean, jnp.log1p(count)], -1))
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Conv(Embedding):
             }
             for k, a, b in zip(keys, widths, widths[1:])
         ]
-        return {"layers": layers, "last": _dense_init(last, (2 * widths[-1], self.outputs))}
+        return {"layers": layers, "last": dense_init(last, (2 * widths[-1], self.outputs))}
 
     def __call__(self, weights, x, present=None):
         x, there = elements(x, present, self.axes)
@@ -118,7 +118,7 @@ class Conv(Embedding):
         axes = tuple(range(1, self.axes + 1))
         mean = (x * there).sum(axes) / jnp.maximum(there.sum(axes), 1)
         most = jnp.where(there > 0, x, -1.0).max(axes)  # silu is above -1
-        return _dense(weights["last"], jnp.concatenate([mean, most], -1))
+        return dense(weights["last"], jnp.concatenate([mean, most], -1))
 
 
 @dataclass(frozen=True)
@@ -138,9 +138,9 @@ class GRU(Embedding):
         keys = jax.random.split(key, 4)
         inputs = elements(x, present, 1)[0].shape[-1]
         return {
-            "gates": _dense_init(keys[0], (inputs + self.width, 2 * self.width)),
-            "new": _dense_init(keys[1], (inputs + self.width, self.width)),
-            "last": _dense_init(keys[2], (self.width, self.width, self.outputs)),
+            "gates": dense_init(keys[0], (inputs + self.width, 2 * self.width)),
+            "new": dense_init(keys[1], (inputs + self.width, self.width)),
+            "last": dense_init(keys[2], (self.width, self.width, self.outputs)),
         }
 
     def __call__(self, weights, x, present=None):
@@ -148,14 +148,14 @@ class GRU(Embedding):
 
         def step(state, now):
             x, there = now
-            gates = jax.nn.sigmoid(_dense(weights["gates"], jnp.concatenate([x, state], -1)))
+            gates = jax.nn.sigmoid(dense(weights["gates"], jnp.concatenate([x, state], -1)))
             reset, update = jnp.split(gates, 2, -1)
-            new = jnp.tanh(_dense(weights["new"], jnp.concatenate([x, reset * state], -1)))
+            new = jnp.tanh(dense(weights["new"], jnp.concatenate([x, reset * state], -1)))
             return jnp.where(there > 0, update * state + (1 - update) * new, state), None
 
         state = jnp.zeros((len(x), self.width), jnp.result_type(x, weights["new"][0]["weight"]))
         state, _ = lax.scan(step, state, (x.swapaxes(0, 1), there.swapaxes(0, 1)))
-        return _dense(weights["last"], state)
+        return dense(weights["last"], state)
 
 
 @dataclass(frozen=True)
@@ -182,27 +182,27 @@ class Attention(Embedding):
         first, last, *keys = jax.random.split(key, 2 + 3 * self.blocks)
         w = self.width
         return {
-            "first": _dense_init(first, (elements(x, present, 1)[0].shape[-1], w)),
+            "first": dense_init(first, (elements(x, present, 1)[0].shape[-1], w)),
             "blocks": [
                 {
-                    "query_key_value": _dense_init(a, (w, 3 * w)),
-                    "mix": _dense_init(b, (w, w)),
-                    "net": _dense_init(c, (w, 2 * w, w)),
+                    "query_key_value": dense_init(a, (w, 3 * w)),
+                    "mix": dense_init(b, (w, w)),
+                    "net": dense_init(c, (w, 2 * w, w)),
                 }
                 for a, b, c in zip(keys[::3], keys[1::3], keys[2::3])
             ],
-            "last": _dense_init(last, (w, w, self.outputs)),
+            "last": dense_init(last, (w, w, self.outputs)),
         }
 
     def __call__(self, weights, x, present=None):
         x, there = elements(x, present, 1)
-        x = _dense(weights["first"], x)
+        x = dense(weights["first"], x)
         for block in weights["blocks"]:
-            mixed = attend(_dense(block["query_key_value"], layer_norm(x)), self.heads, there)
-            x = x + _dense(block["mix"], mixed)
-            x = x + _dense(block["net"], layer_norm(x))
+            mixed = attend(dense(block["query_key_value"], layer_norm(x)), self.heads, there)
+            x = x + dense(block["mix"], mixed)
+            x = x + dense(block["net"], layer_norm(x))
         mean = (x * there).sum(1) / jnp.maximum(there.sum(1), 1)
-        return _dense(weights["last"], mean)
+        return dense(weights["last"], mean)
 
 
 def elements(x, present, axes: int):
@@ -222,7 +222,8 @@ def elements(x, present, axes: int):
     return jnp.concatenate([x, present.astype(x.dtype)], -1), there
 
 
-def _dense_init(key, widths):
+def dense_init(key, widths) -> list[dict[str, Any]]:
+    """Random weights of a network with these widths, the first of its inputs."""
     keys = jax.random.split(key, len(widths) - 1)
     return [
         {"weight": jax.random.normal(k, (a, b)) / math.sqrt(a), "bias": jnp.zeros(b)}
@@ -230,7 +231,8 @@ def _dense_init(key, widths):
     ]
 
 
-def _dense(layers, x):
+def dense(layers, x):
+    """The network with SiLU between its layers, ``(..., inputs) -> (..., outputs)``."""
     for i, layer in enumerate(layers):
         x = (jax.nn.silu(x) if i else x) @ layer["weight"] + layer["bias"]
     return x

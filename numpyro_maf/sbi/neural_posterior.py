@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Unpack, cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -27,22 +27,19 @@ from jax.typing import ArrayLike
 from numpyro_maf.codec import storable
 from numpyro_maf.flows.builders import made, nsf
 from numpyro_maf.flows.ensemble import Ensemble, stack
-from numpyro_maf.flows.flow import Flow
 from numpyro_maf.inference.completion import complete
 from numpyro_maf.inference.sites import Sites
 from numpyro_maf.pytrees import Described, static
 from numpyro_maf.rng import as_key, as_shape, split
 from numpyro_maf.sbi.atomic import AtomicLoss
-from numpyro_maf.sbi.options import PosteriorOptions
 from numpyro_maf.sbi.posterior import Posterior, Setting, columns_of, not_stored
 from numpyro_maf.sbi.preprocessing import Losses, Prepared
 from numpyro_maf.sbi.simulations import with_shapes
 from numpyro_maf.sbi.surprises import Surprise, typical_of
 from numpyro_maf.sbi.views import Summary, View
 from numpyro_maf.train.data import scaling
-from numpyro_maf.train.options import TrainOptions, check_options
 
-__all__ = ["FlowPosterior", "NegativeLogProb", "NeuralPosterior", "fit_posterior", "npe"]
+__all__ = ["FlowPosterior", "NegativeLogProb", "NeuralPosterior", "fit_posterior"]
 
 
 @storable
@@ -209,66 +206,6 @@ class FlowPosterior(Posterior):
 
     def _describe(self):
         return [f"FlowPosterior {self._about()}", *([] if self.batch_shape else [self.surprise.verdict])]
-
-
-def npe(
-    key: ArrayLike,
-    model: Callable[..., Any],
-    sims: dict[str, Any],
-    observed: str | Sequence[str] = ("x",),
-    *,
-    builder: Callable[..., Flow] = nsf,
-    embedding: Any = None,
-    ensemble: int = 1,
-    latent: Sequence[str] | None = None,
-    missing: bool = False,
-    regression: bool | None = None,
-    model_args: tuple[Any, ...] = (),
-    model_kwargs: dict[str, Any] | None = None,
-    weights: ArrayLike | None = None,
-    validation: Any = 0.1,
-    atoms: int = 0,
-    **options: Unpack[TrainOptions],
-) -> NeuralPosterior:
-    """Learn the posterior of a model's latent sites given its observed ones, from simulations of both.
-
-    Each latent site's support gives its bijection to the reals, so no draw leaves it. Discrete sites with
-    finitely many values are allowed: then the flow is a MADE, in the model's order. Interrupting keeps the
-    best so far.
-
-    :param key: a ``jax.random`` key, or an integer.
-    :param model: gives supports and shapes.
-    :param sims: of :func:`~numpyro_maf.simulate`, or any values by site, ``(N, ...)``. Rows that failed or
-        are not finite are left out, with a warning that says how many.
-    :param observed: names of the observed sites.
-    :param builder: ``(key, features, *, context) -> Flow``; with discrete sites it also gets ``columns``.
-    :param embedding: a network for the observed site, or a dictionary of them by site: widths of an MLP, the
-        last one of its result; ``DeepSet()``, ``Conv()``, ``GRU()``, ``Attention()`` of
-        :mod:`numpyro_maf.embeddings`; a flax or equinox module. None for the numbers themselves.
-    :param ensemble: how many flows, trained side by side; the posterior is their mixture.
-    :param latent: names of the sites wanted; the others are integrated out. None for all.
-    :param missing: whether NaN in observed sites stands for numbers that were not observed, or padding.
-    :param regression: whether the flow starts from a linear regression of latent on observed values; None for
-        both, of which the one that validates better is kept. Only without embedding and discrete sites.
-    :param atoms: for simulations whose parameters are not the prior's: number of parameters among which the
-        posterior's density relative to the prior's has to tell x's own (APT). 0 for the plain loss.
-    :param model_args: of the model, with ``model_kwargs``; those of ``simulate`` by default.
-    :param weights: ``(N,)``, how much each simulation counts.
-    :param validation: share of the simulations held out at random, or ``(N,)`` booleans.
-    :param options: of :func:`~numpyro_maf.train.train`: ``batch_size`` (by default a 64th of the rows, but
-        64, 128 or 256), ``learning_rate`` (0.005), ``anneal`` (0.3), ``average`` (0.995), ``tolerance``
-        (0.01), ``max_epochs``, ``patience``, ``optimizer``, ``progress``, ``callback``, ``checkpoint``.
-    :raises ValueError: for sites that are not there, supports that depend on other sites, and too few rows.
-    """
-    check_options("npe", options, PosteriorOptions)
-    prepare_key, key = split(as_key(key))
-    prepared = Prepared.of(
-        prepare_key, "npe", model, sims, observed, vectors=True, latent=latent, missing=missing,
-        failures="keep" if atoms else "exclude", weights=weights, validation=validation,
-        model_args=model_args, model_kwargs=model_kwargs,
-    )  # fmt: skip
-    chosen = dict(builder=builder, embedding=embedding, ensemble=ensemble, regression=regression, atoms=atoms)
-    return fit_posterior(key, prepared, **chosen, **options)
 
 
 def fit_posterior(
