@@ -154,7 +154,9 @@ def bijector_facts(case, dtype):
         jacobian = jax.vmap(jax.jacfwd(lambda v: forward(tree, v)[0]))(x)
         back, inverse = bound(case, tree).inverse_and_log_det(y)
         gradient = pull((jnp.ones_like(y), jnp.ones_like(log_det)))
-        return dict(y=y, log_det=log_det, back=back, inverse=inverse, jacobian=jacobian, gradient=gradient)
+        forth = forward(tree, back)[0]
+        seen = dict(y=y, log_det=log_det, back=back, inverse=inverse, forth=forth)
+        return seen | dict(jacobian=jacobian, gradient=gradient)
 
     with jax.enable_x64(dtype == np.float64):
         x = inside(case.kind, 1.5 * normals(11, 3, case.features))
@@ -185,14 +187,20 @@ def test_bijectors_log_determinants_are_those_of_their_jacobians(case, dtype):
 
 @each_bijector
 def test_bijectors_round_trips(case, dtype):
-    """But for rounding of the middle values, which grows by the inverse Jacobian."""
+    """But for rounding of the middle values, which grows by the inverse Jacobian.
+
+    Where a mixture has next to no mass it is flat, and any number that gives the same result is as good.
+    """
     x, at = bijector_facts(case, dtype)
     jacobian, y, eps = at["jacobian"].astype(float), at["y"].astype(float), np.finfo(dtype).eps
+    regular = np.isfinite(np.linalg.slogdet(jacobian)[1])  # the others underflow
+    jacobian[~regular] = np.eye(case.features)
     grown = np.abs(np.linalg.inv(jacobian)) @ (1 + np.abs(y)[..., None])
     size = 1 + np.abs(x) + grown[..., 0]
-    known = eps * size.max(-1) < 1e-3
+    known = regular & (eps * size.max(-1) < 1e-3)
     error = np.abs(apart(case.kind, at["back"], x)) / size
-    assert (error[known] < 100 * eps).all()
+    same = np.abs(apart(case.kind, at["forth"], y)) / (1 + np.abs(y))
+    assert ((error < 100 * eps) | (same < 100 * eps))[known].all()
 
 
 # Off the support ------------------------------------------------------------------------------------
