@@ -13,7 +13,7 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export MPLBACKEND = agg
 DATA ?= $(NUMPYRO_MAF_DATA)
 
-.PHONY: demo test test-all lint types docs notebooks benchmark fits clean
+.PHONY: demo test test-brief test-all lint types docs notebooks benchmark fits clean
 
 demo: $(VENV)/ready
 	$(BIN)/python -m numpyro_maf.examples.smart_home --out out/smart_home
@@ -21,9 +21,13 @@ demo: $(VENV)/ready
 test: $(VENV)/ready
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --durations=15 -m "$(MARKS)" $(TESTS)
 
+# One member of each kind, and what touches versions, on a second supported interpreter.
+test-brief:
+	$(MAKE) test VENV=.venv312 PYTHON=$(PYTHON312) TESTS=--brief
+
 test-all:
 	$(MAKE) test MARKS=
-	$(MAKE) test VENV=.venv312 PYTHON=$(PYTHON312) TESTS=--brief
+	$(MAKE) test-brief
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
@@ -39,7 +43,7 @@ docs: $(VENV)/ready
 	$(BIN)/sphinx-build -W -q -b html docs build/docs
 
 notebooks: $(VENV)/ready
-	$(BIN)/python notebooks/run.py
+	$(BIN)/python notebooks/run.py --jobs $(WORKERS)
 
 benchmark: $(VENV)/bench
 	$(BIN)/python benchmarks/speed.py

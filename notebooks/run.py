@@ -1,13 +1,16 @@
 """Execute the notebooks of this folder, warnings being errors; ``--save`` keeps the outputs.
 
-    python notebooks/run.py            # check that all run
-    python notebooks/run.py --save     # and write their outputs into the files
-    python notebooks/run.py prior      # only that one
+python notebooks/run.py            # check that all run
+python notebooks/run.py --save     # and write their outputs into the files
+python notebooks/run.py prior      # only that one
 """
 
 import argparse
 import os
+import subprocess
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
@@ -21,6 +24,7 @@ import warnings
 warnings.simplefilter("error")
 warnings.filterwarnings("ignore", message="IProgress not found")
 """
+LONGEST = ["tour", "likelihood", "guide", "posterior", "flat", "prior"]  # which begin first
 RELAX = "warnings.simplefilter('ignore')"  # the kernel's own, at its end
 
 
@@ -28,7 +32,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", help="of notebooks, without .ipynb; none for all")
     parser.add_argument("--save", action="store_true", help="write outputs into the notebooks")
+    parser.add_argument("--jobs", type=int, default=1, help="how many to run at the same time")
     arguments = parser.parse_args()
+    if arguments.jobs > 1:
+        names = arguments.names or sorted(path.stem for path in FOLDER.glob("*.ipynb"))
+        names.sort(key=LONGEST.index)
+        save = ["--save"] * arguments.save
+        with ThreadPoolExecutor(arguments.jobs) as pool:
+            ended = pool.map(lambda name: subprocess.run([sys.executable, __file__, name, *save]), names)
+            sys.exit(max(run.returncode for run in ended))
     paths = [os.fspath(FOLDER.parent.resolve()), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
