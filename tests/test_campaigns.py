@@ -25,9 +25,9 @@ from numpyro.infer.util import log_density
 
 import numpyro_maf as nm
 from numpyro_maf import locks
+from numpyro_maf.fingerprints import Walk
 from numpyro_maf.sbi import Simulations, Simulator
 from numpyro_maf.sbi import simulations as module
-from numpyro_maf.sbi.fingerprints import Walk
 from numpyro_maf.sbi.purity import fit_for_tracing
 
 pytestmark = pytest.mark.xdist_group("campaigns")

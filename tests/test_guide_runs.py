@@ -75,6 +75,8 @@ def test_a_run_resumes_and_goes_on(tmp_path):
     assert found.trained.state.steps == 150
     resumed = nm.fit_guide(0, model, Y, guide=small(model), checkpoint=tmp_path, **SMALL)
     jax.tree.map(np.testing.assert_array_equal, resumed.params, whole.params)
+    with pytest.raises(ValueError, match="another loss"):
+        nm.fit_guide(0, model, Y + 1, guide=small(model), checkpoint=tmp_path, **SMALL)
     nm.save(tmp_path / "guide", whole.params)
     loaded = nm.fit_guide(0, model, Y, guide=small(model), init_params=nm.load(tmp_path / "guide"), steps=0)
     np.testing.assert_array_equal(loaded.sample(1, 5)["mean"], whole.sample(1, 5)["mean"])

@@ -374,7 +374,19 @@ def test_arviz_makes_no_announcement(tmp_path):
 PACKAGE = pathlib.Path(nm.__file__).parent
 # Rooms of the house from the ground up: a file imports rooms below its own, or files beside it in its folder.
 FLOORS = [
-    {"rng", "inputs", "pytrees", "traces", "codec", "locks", "tensors", "_version", "_arviz", "datasets"},
+    {
+        "rng",
+        "inputs",
+        "pytrees",
+        "traces",
+        "codec",
+        "fingerprints",
+        "locks",
+        "tensors",
+        "_version",
+        "_arviz",
+        "datasets",
+    },
     {"nn", "diagnostics", "hmm", "plots", "inference_data"},
     {"flows"},
     {"train"},

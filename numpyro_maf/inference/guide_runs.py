@@ -21,6 +21,7 @@ from numpyro.infer import ELBO, SVI, Predictive, Trace_ELBO
 from numpyro.infer.autoguide import AutoGuide
 from numpyro.infer.reparam import NeuTraReparam
 
+from numpyro_maf.fingerprints import Walk
 from numpyro_maf.inference.amortized import AutoAmortized
 from numpyro_maf.inference.checks import GuideCheck, check_guide
 from numpyro_maf.inference.elbo import PathELBO
@@ -182,6 +183,11 @@ class _Bound:
     svi: SVI
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the model and its arguments, for checkpoints."""
+        return Walk(strict=False).digest([self.svi.model, self.args, self.kwargs], "the model")
 
     def __call__(self, params: Any, fixed: Any, key: ArrayLike, numbers: Array) -> Array:
         svi, constrained = self.svi, self.svi.constrain_fn(params)

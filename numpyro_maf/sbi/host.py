@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
+from numpyro_maf.fingerprints import Walk, first_argument_is_read, is_random
 from numpyro_maf.sbi import executors
-from numpyro_maf.sbi.fingerprints import Walk, first_argument_is_read, is_random
 from numpyro_maf.sbi.purity import name_of
 from numpyro_maf.sbi.simulator import host_keys
 from numpyro_maf.sbi.worker import INTERRUPTED, attempt

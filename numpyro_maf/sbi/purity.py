@@ -26,7 +26,7 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 
-from numpyro_maf.sbi.fingerprints import GENERATORS, Walk, is_random
+from numpyro_maf.fingerprints import GENERATORS, Walk, is_random
 
 __all__ = ["fit_for_tracing", "name_of"]
 

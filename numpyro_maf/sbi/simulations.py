@@ -25,10 +25,10 @@ from jax.typing import ArrayLike
 from tqdm.auto import tqdm
 
 from numpyro_maf.codec import storable
+from numpyro_maf.fingerprints import Walk
 from numpyro_maf.inputs import by_site
 from numpyro_maf.pytrees import Described
 from numpyro_maf.rng import as_key
-from numpyro_maf.sbi.fingerprints import Walk
 from numpyro_maf.sbi.host import Host
 from numpyro_maf.sbi.memory import Memory
 from numpyro_maf.sbi.passes import runs

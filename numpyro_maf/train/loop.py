@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import types
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -20,6 +21,7 @@ import optax
 from jax import lax
 from tqdm.auto import tqdm
 
+from numpyro_maf.fingerprints import Walk
 from numpyro_maf.rng import as_key, split
 from numpyro_maf.train.checkpoints import Checkpoint, fingerprint
 from numpyro_maf.train.data import Rows
@@ -118,7 +120,7 @@ def train(
     place: Any = nullcontext()
     if checkpoint is not None:
         about: dict[str, Any] = dict(batch_size=batch_size, learning_rate=rate, patience=patience)
-        about |= dict(average=average, anneal=anneal, tolerance=tolerance, loss=type(loss).__qualname__)
+        about |= dict(average=average, anneal=anneal, tolerance=tolerance, loss=_fingerprint_of(loss))
         parts = dict(key=jax.random.key_data(key), start=(params, fixed), rows=(data, weights, held_out))
         place = Checkpoint(checkpoint, about | {name: fingerprint(part) for name, part in parts.items()})
     with bar, Interrupts(terminate=checkpoint is not None) as interrupts, place:
@@ -196,6 +198,13 @@ def train(
         raise failure
     limited = not stopped and state.epochs >= max_epochs and state.idle < patience
     return Trained(state, stopped, improving=limited and 4 * state.idle < state.epochs)
+
+
+def _fingerprint_of(loss: Callable) -> str:
+    """Of a loss: the code of a function, what an object says of itself, or the name of its class."""
+    if isinstance(loss, types.FunctionType):
+        return Walk(strict=False).digest(loss, "the loss")
+    return getattr(loss, "fingerprint", type(loss).__qualname__)
 
 
 def _judged(state: TrainState, patience: float, anneal: float, tolerance: float) -> TrainState:
