@@ -3,6 +3,8 @@
 
 """Answers in one call, and models compared, where posterior and evidence are known."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,9 +12,11 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 import scipy.stats
+from numpyro.infer.autoguide import AutoDelta
 
 import numpyro_maf as nm
 from numpyro_maf.answers.comparison import Comparison, Evidence
+from numpyro_maf.answers.routes import gap
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(20, 2))
@@ -136,6 +140,49 @@ def test_evidences_of_tempering_are_right_and_their_errors_too():
     assert abs(logs.mean() - exact) < 0.05
     assert 0.3 < logs.std() / errors.mean() < 2
     assert "standard error" in repr(runs[0])
+
+
+def point(y):
+    mu = numpyro.sample("mu", dist.Normal(0, 10))
+    numpyro.sample("y", dist.Normal(mu, 1).expand([3]).to_event(1), obs=y)
+
+
+def test_a_guide_of_one_point_is_not_trusted():
+    found = nm.fit_guide(0, point, np.ones(3), guide=AutoDelta, steps=50, num_particles=1, **QUIET)
+    assert found.check is None and "has no density: its weights tell nothing" in found.verdict
+    with pytest.raises(TypeError, match="the guide has no evidence"):
+        nm.compare({"a": found})
+
+
+def test_guides_of_other_data_are_not_compared():
+    runs = [nm.fit_guide(0, point, np.ones(3) * i, guide=nm.AutoMAF, steps=50, **QUIET) for i in (1, 2)]
+    with pytest.raises(ValueError, match="seen other data"):
+        nm.compare(dict(enumerate(runs)))
+    y = np.array([0.1, 0.7, 1 / 3])  # which float32 rounds
+    runs = [nm.fit_guide(0, point, y, guide=nm.AutoMAF, steps=50, **QUIET),
+            nm.smc(0, lambda: point(None), {"y": y}, num_particles=1000, moves=5, **QUIET)]  # fmt: skip
+    log, error = nm.compare({"a": runs[0], "b": runs[1]}).log_odds("a", "b")
+    exact = scipy.stats.multivariate_normal(np.zeros(3), 100 + np.eye(3)).logpdf(y)
+    assert abs(log) < 0.3 and abs(runs[0].check.log_evidence - exact) < 0.02
+
+
+def test_draws_that_are_no_numbers_do_not_agree():
+    assert gap({"a": np.zeros(9)}, {"a": np.full(9, np.nan)}) == (np.inf, "a")
+    apart, where = gap({"a": np.zeros(9), "b": np.r_[0.0, 1.0]}, {"a": np.zeros(9), "b": np.r_[1.0, 2.0]})
+    assert (apart, where) == (2.0, "b")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, KeyError("x")])
+def test_what_goes_wrong_later_loses_nothing(error, monkeypatch):
+    def broken(*args):
+        raise error
+
+    monkeypatch.setattr("numpyro_maf.answers.inferring.tempered", broken)
+    found = nm.infer(0, point, {}, model_args=(np.ones(3),), guide=partial(nm.AutoMAF, hidden=(4,)), **QUIET)
+    assert abs(found.draws["mu"].mean() - 1) < 0.1
+    outcome = "interrupted" if error is KeyboardInterrupt else "failed: KeyError: 'x'"
+    assert found.stages[1].outcome == outcome
+    assert ("interrupted in tempering" in found.verdict) == (error is KeyboardInterrupt)
 
 
 def test_comparisons_say_what_they_cannot():

@@ -197,3 +197,10 @@ def test_a_state_goes_on_from_its_own_start():
     resumed = learn_flow(regression=None, state=states[1])
     assert states[1].start == 1
     same(leaves(resumed), leaves(whole))
+
+
+def test_a_checkpoint_of_another_optimizer_is_refused(tmp_path):
+    learn_flow(checkpoint=tmp_path, optimizer=optax.adam(1e-3))
+    learn_flow(checkpoint=tmp_path, optimizer=optax.adam(1e-3))
+    with pytest.raises(ValueError, match="another optimizer"):
+        learn_flow(checkpoint=tmp_path, optimizer=optax.adam(1e-2))

@@ -169,7 +169,36 @@ def total():
     numpyro.sample("sum", dist.Normal(part.sum(), 1))
 
 
+def backwards():
+    with numpyro.plate("times", 4):
+        step = numpyro.sample("step", dist.Normal(0, 1))
+        numpyro.sample("y", dist.Normal(jnp.cumsum(step[::-1])[::-1], 1))
+
+
+def covariate():
+    a, b = (numpyro.sample(name, dist.Normal(0, 1)) for name in "ab")
+    with numpyro.plate("rows", 4):
+        numpyro.sample("y", dist.Normal(a + b * jnp.arange(4.0), 0.5))
+
+
+def ends():
+    with numpyro.plate("rows", 3):
+        z = numpyro.sample("z", dist.Uniform(0, jnp.array([1.0, 2.0, 3.0])))
+        numpyro.sample("y", dist.Normal(z, 1))
+
+
+def simulated():
+    b = numpyro.sample("b", dist.Normal(0, 1))
+    with numpyro.plate("rows", 3):
+        times = b * jnp.arange(3.0)
+        numpyro.sample("y", nm.Simulator(lambda key, m: m + jax.random.normal(key), times, batch_ndim=1))
+
+
 @pytest.mark.parametrize(("model", "observed", "reason"), [
+    (covariate, ("y",), "the rows of 'y' are not alike"),
+    (ends, ("y",), "the rows of 'z' are not alike"),
+    (simulated, ("y",), "the rows of 'y' are not alike"),
+    (backwards, ("y",), "site 'y' depends on 'step' of other rows"),
     (crossed, ("y",), "latent sites of the plates .* meet in 'y'"),
     (walk, ("y",), "site 'y' depends on 'step' of other rows"),
     (total, ("y", "sum"), "site 'sum' depends on 'part' of other rows"),
@@ -180,6 +209,76 @@ def test_plates_that_cannot_be_followed_are_refused_with_the_reason(model, obser
         nm.npe(0, model, sims, observed, plates=True, **QUICK)
     with pytest.warns(UserWarning, match="learned jointly"):
         assert isinstance(nm.npe(0, model, sims, observed, **QUICK), nm.sbi.NeuralPosterior)
+
+
+def test_slopes_of_covariates_are_learned():
+    sims = nm.simulate(0, covariate, 1000, **QUIET)
+    with pytest.warns(UserWarning, match="make the covariate a site"):
+        posterior = nm.npe(0, covariate, sims, "y", builder=AFFINE, max_epochs=30, **QUIET)
+    design = np.stack([np.ones(4), np.arange(4.0)], 1)
+    y = design @ [0.5, 1.0]
+    inverse = np.linalg.inv(np.eye(2) + 4 * design.T @ design)
+    draws = posterior({"y": y}, warn=False).sample(1, 2000)
+    assert abs(draws["b"].mean() - (inverse @ design.T @ y)[1] * 4) < 0.1
+    assert abs(draws["b"].std() - inverse[1, 1] ** 0.5) < 0.1
+
+
+def test_a_site_around_the_rows_is_not_left_out():
+    sims = nm.simulate(0, groups, 100, 3, **QUIET)
+    with pytest.raises(ValueError, match=r"rows of \['z'\] are independent given \['mu'\] only"):
+        nm.npe(0, groups, sims, "y", latent=("z",), plates=True, **QUICK)
+    posterior = nm.npe(0, groups, sims, "y", latent=("mu",), plates=True, **QUICK)
+    assert list(posterior({"y": np.zeros(3)}).sample(0, 2)) == ["mu"]
+
+
+def test_discrete_local_sites_keep_their_values():
+    def model(y=None):
+        m = numpyro.sample("m", dist.Normal(0, 1))
+        with numpyro.plate("rows", 2):
+            z = numpyro.sample("z", dist.Bernoulli(0.3))
+            numpyro.sample("y", dist.Normal(m + 2 * z, 0.3), obs=y)
+
+    sims = nm.simulate(0, model, 100, **QUIET)
+    posterior = nm.npe(0, model, sims, "y", max_epochs=1, **QUIET)
+    assert set(np.unique(posterior({"y": np.zeros(2)}, warn=False).sample(0, 50)["z"])) <= {0, 1}
+    with pytest.raises(ValueError, match="a discrete site takes all sites as one vector"):
+        nm.npe(0, model, sims, "y", plates=True, max_epochs=1, **QUIET)
+
+
+def test_the_model_is_asked_at_the_size_of_the_data_set():
+    one = learned()({"y": np.array([0.3, 0.1])})
+    exact_evidence = (
+        -0.5 * np.array([0.3, 0.1]) @ np.linalg.inv(np.ones((2, 2)) + 0.74 * np.eye(2)) @ [0.3, 0.1]
+    )
+    exact_evidence -= 0.5 * np.linalg.slogdet(2 * np.pi * (np.ones((2, 2)) + 0.74 * np.eye(2)))[1]
+    assert abs(one.importance(0).log_evidence - exact_evidence) < 0.05
+    three = learned()({"y": np.zeros(3)})
+    with pytest.raises(ValueError, match=r"3 rows in plate 'groups', .*post.with_model\(model, model_args\)"):
+        three.importance(0)
+    assert three.with_model(groups, (3,)).predictive(0, 5)["y"].shape == (5, 3)
+    with pytest.raises(ValueError, match="other sites than this model's"):
+        three.with_model(groups, (2,))
+
+
+def test_plates_that_numpyro_places_are_turned():
+    def swapped(n, y=None):
+        m = numpyro.sample("m", dist.Normal(0, 1))
+        with numpyro.plate("outer", n):
+            z = numpyro.sample("z", dist.Normal(m, 1))
+            with numpyro.plate("inner", 3):
+                numpyro.sample("y", dist.Normal(z, 0.1), obs=y)
+
+    sims = nm.simulate(0, swapped, 100, 2, **QUIET)
+    posterior = nm.npe(0, swapped, sims, "y", plates=True, **QUICK)
+    y = np.arange(12.0).reshape(3, 4) / 10
+    draws = posterior({"y": y}, warn=False).sample(0, 3)
+    assert draws["z"].shape == (3, 4)
+    order = np.array([3, 1, 0, 2])
+    turned = {"m": draws["m"], "z": draws["z"][:, order]}
+    before, after = posterior({"y": y}, warn=False), posterior({"y": y[::-1, order]}, warn=False)
+    np.testing.assert_allclose(after.log_prob(turned), before.log_prob(draws), rtol=1e-4)
+    with pytest.raises(ValueError, match="'y' must have 2 axes"):
+        posterior({"y": 0.3})
 
 
 def test_what_plates_do_not_take():

@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from numpyro_maf.inference.checks import GuideCheck
@@ -28,11 +29,13 @@ class Evidence:
 
     :param log: in nats; ``error``: its standard error.
     :param doubt: why it cannot be trusted; empty if it can.
+    :param seen: the observed values by site.
     """
 
     log: float
     error: float
     doubt: str = ""
+    seen: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, found: Any) -> Evidence:
@@ -53,14 +56,14 @@ class Evidence:
                 doubt = f"k-hat is {found.khat:.2f}"
             elif not math.isfinite(found.log_evidence):
                 doubt = "variables outside the rows were held"
-            return cls(found.log_evidence, found.log_evidence_error, doubt)
+            return cls(found.log_evidence, found.log_evidence_error, doubt, found.observation)
         if isinstance(found, ParticlePosterior):
             if any(isinstance(value, Ratio) for value in found.likelihoods.values()):
                 raise ValueError(
                     "a ratio is relative to its own model's evidence, so that it compares no models: learn a "
                     "likelihood with nle"
                 )
-            return cls(found.log_evidence, found.log_evidence_error)
+            return cls(found.log_evidence, found.log_evidence_error, "", found.observation)
         if isinstance(getattr(found, "evidence", None), cls):
             return found.evidence
         raise TypeError(
@@ -136,16 +139,19 @@ def compare(found: Mapping[str, Any]) -> Comparison:
     if not isinstance(found, Mapping) or not found:
         raise ValueError("compare takes a dictionary of at least one result by name of its model")
     evidences = {name: Evidence.of(value) for name, value in found.items()}
-    seen = {name: value.observation for name, value in found.items() if getattr(value, "observation", None)}
-    for name, observation in seen.items():
-        first = next(iter(seen))
-        same = set(observation) == set(seen[first]) and all(
-            np.array_equal(value, seen[first][site], equal_nan=True) for site, value in observation.items()
-        )
-        if not same:
+    first = next(iter(evidences))
+    for name, evidence in evidences.items():
+        one, other = evidences[first].seen, evidence.seen
+        if not all(_same(one[site], other[site]) for site in one if site in other):
             raise ValueError(f"{name!r} and {first!r} have seen other data: evidences of the same compare")
     order = sorted(evidences, key=lambda name: -evidences[name].log)
     result = Comparison({name: evidences[name] for name in order})
     if any(e.doubt for e in evidences.values()):
         warnings.warn(f"evidences cannot be trusted: {result.verdict}", stacklevel=2)
     return result
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two values are the same in the precision of models."""
+    one, other = (np.asarray(value, jnp.result_type(float)) for value in (one, other))
+    return np.array_equal(one, other, equal_nan=True)

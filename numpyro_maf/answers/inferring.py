@@ -197,7 +197,13 @@ def infer(
         raise ValueError("the model has no latent sites: there is nothing to infer")
     way = _by_simulation if task.simulators or task.discrete else _by_density
     journey = _Journey()
-    found = way(as_key(key), task, journey)
+    try:
+        found = way(as_key(key), task, journey)
+    except KeyboardInterrupt:
+        if journey.best is None:
+            raise
+        last = journey.best
+        found = replace(last, verdict=f"{last.verdict}; interrupted in {journey.stages[-1].name}")
     return Answer(
         found.draws, found.verdict, found.trusted, tuple(journey.stages), found.evidence, found.posterior,
         setting, values,
@@ -209,17 +215,26 @@ class _Journey:
 
     def __init__(self):
         self.stages: list[Stage] = []
+        self.best: Found | None = None  # the latest
 
     def go(self, name: str, why: str, route: Callable[[], Any]) -> Any:
         """What a route gives, or None if it cannot be gone."""
         began, outcome, found = time.perf_counter(), "", None
         try:
             found = route()
-        except (ValueError, TypeError, RuntimeError, FloatingPointError, NotImplementedError) as error:
-            outcome = f"failed: {error}"
+        except KeyboardInterrupt:
+            if self.best is None:
+                raise
+            outcome = "interrupted"
+        except Exception as error:  # what was found before is not lost by it
+            outcome = f"failed: {type(error).__name__}: {error}"
         first = found[0] if isinstance(found, tuple) else found
         outcome = outcome or getattr(first, "verdict", "done")
         self.stages.append(Stage(name, why, outcome, time.perf_counter() - began))
+        if isinstance(first, Found):
+            self.best = first
+        if outcome == "interrupted":
+            raise KeyboardInterrupt
         return found
 
     def failed(self) -> RuntimeError:
@@ -254,11 +269,10 @@ def _compared(guide: Found, prior: Found) -> Found:
     nats = math.nan
     if guide.evidence is not None and prior.evidence is not None:
         nats = abs(guide.evidence.log - prior.evidence.log)
-    if guide.evidence is not None and apart < _AGREE and nats < 0.5 and (guide.trusted or guide.nearly):
-        verdict = f"{guide.figures}; tempering agrees within {apart:.2f} sd"
-        return replace(guide, verdict=verdict, trusted=True, evidence=replace(guide.evidence, doubt=""))
+    if guide.trusted and apart < _AGREE and nats < 0.5:
+        return replace(guide, verdict=f"{guide.verdict}; tempering agrees within {apart:.2f} sd")
     reason = "the guide's weights do not hold"
-    if guide.trusted or guide.nearly:
+    if guide.trusted:
         reason = f"the guide has missed a part: it differs by {apart:.2f} sd in {where} and {nats:.2f} nats"
     return replace(prior, verdict=f"{prior.verdict}; {reason}")
 
@@ -299,5 +313,5 @@ def _by_simulation(key, task: Task, journey: _Journey) -> Found:
     verdict = f"two routes agree within {apart:.2f} sd: a neural posterior, and a learned likelihood tempered"
     evidence = second.evidence
     if doubts and evidence is not None:
-        evidence = Evidence(evidence.log, evidence.error, evidence.doubt or "; ".join(doubts))
+        evidence = replace(evidence, doubt=evidence.doubt or "; ".join(doubts))
     return Found(best.draws, "; ".join(doubts) or verdict, not doubts, evidence, best.posterior)

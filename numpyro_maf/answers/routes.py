@@ -10,8 +10,8 @@ it cannot be gone.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
 from numpyro.infer import MCMC, NUTS
+from numpyro.infer.autoguide import AutoContinuous
 
 from numpyro_maf.answers.comparison import Evidence
 from numpyro_maf.inference.checks import GuideCheck
@@ -102,7 +103,6 @@ class Found:
     :param draws: by site, ``(S, *shape)``.
     :param verdict: a sentence; ``trusted``: whether it says yes.
     :param stopped: whether an interrupt ended it.
-    :param nearly: whether nearly all draws count, though the verdict may say no; ``figures``: of weights.
     """
 
     draws: dict[str, Any]
@@ -111,8 +111,6 @@ class Found:
     evidence: Evidence | None = None
     posterior: Any = None
     stopped: bool = False
-    nearly: bool = False
-    figures: str = ""
 
 
 # Models with a density ----------------------------------------------------------------------------
@@ -122,9 +120,10 @@ def guided(key, task: Task) -> tuple[Found, GuideRun]:
     """A guide, whose draws are weighed by the model."""
     fit_key, draw_key = split(key)
     setting = task.setting
+    model = partial(task.model, **setting.kwargs)  # whose names may be those of options
     run = fit_guide(
-        fit_key, task.model, *setting.args, guide=task.guide, checkpoint=task.place("guide"),
-        progress=task.progress, **setting.kwargs,
+        fit_key, model, *setting.args, guide=task.guide, checkpoint=task.place("guide"),
+        progress=task.progress,
     )  # fmt: skip
     stopped = run.trained is not None and run.trained.stopped == "interrupted"
     if run.check is None:
@@ -133,14 +132,22 @@ def guided(key, task: Task) -> tuple[Found, GuideRun]:
 
 
 def weighed(key, task: Task, check: GuideCheck, stopped: bool = False) -> Found:
-    """Draws resampled by their weights."""
-    trusted = check.khat < check.psis.threshold
+    """Draws resampled by their weights.
+
+    k-hat reads the tail of the weights whatever their spread. Where all draws count nearly alike, by an
+    effective size above 95% and no weight of five times the mean, they are trusted in any case.
+    """
+    largest = np.exp(check.psis.log_weights.max()) * len(check.psis.log_weights)
+    alike = check.psis.ess > 0.95 * len(check.psis.log_weights) and largest < 5
+    trusted = bool(check.khat < check.psis.threshold or alike)
     draws = check.resample(key, task.num_samples)
     draws = {name: value for name, value in draws.items() if name in task.latent}
     ess, count = check.psis.ess, len(check.psis.log_weights)
     figures = f"corrected by importance, k-hat {check.khat:.2f}, effective {ess:.0f} of {count} draws"
-    verdict, nearly = figures if trusted else check.verdict, ess > 0.9 * count
-    return Found(draws, verdict, trusted, Evidence.of(check), check, stopped, nearly, figures)
+    evidence = Evidence.of(check)
+    if trusted:
+        evidence = replace(evidence, doubt="")
+    return Found(draws, figures if trusted else check.verdict, trusted, evidence, check, stopped)
 
 
 def tempered(key, task: Task, likelihoods: dict[str, Any] | None = None) -> Found:
@@ -159,7 +166,8 @@ def tempered(key, task: Task, likelihoods: dict[str, Any] | None = None) -> Foun
     if not trusted:
         verdict = f"do not use it: two runs of tempering disagree, {differ}"
     log = float(np.logaddexp.reduce(logs) - np.log(2))
-    evidence = Evidence(log, float(error), "" if trusted else "two runs of tempering disagree")
+    doubt = "" if trusted else "two runs of tempering disagree"
+    evidence = Evidence(log, float(error), doubt, both[0].observation)
     draws = {name: np.concatenate([one[name], other[name]]) for name in one}
     return Found(draws, verdict, bool(trusted), evidence, both[0])
 
@@ -167,7 +175,7 @@ def tempered(key, task: Task, likelihoods: dict[str, Any] | None = None) -> Foun
 def sampled(key, task: Task, run: GuideRun | None) -> Found:
     """NUTS, in the coordinates of a guide if there is one, and read by R-hat."""
     setting, model = task.setting, task.model
-    neutra = None if run is None else run.neutra()
+    neutra = run.neutra() if run is not None and isinstance(run.guide, AutoContinuous) else None
     model = model if neutra is None else neutra.reparam(model)
     mcmc = MCMC(
         NUTS(model), num_warmup=1000, num_samples=max(task.num_samples // 4, 250), num_chains=4,
@@ -241,7 +249,7 @@ def gap(one: dict[str, Any], other: dict[str, Any]) -> tuple[float, str]:
         a, b = (np.asarray(draws[name], np.float64).reshape(len(draws[name]), -1) for draws in (one, other))
         sd = np.sqrt((a.var(0) + b.var(0)) / 2)
         differences: Any = np.abs([a.mean(0) - b.mean(0), a.std(0) - b.std(0)]) / np.where(sd > 0, sd, 1)
-        apart = float(np.max(differences, initial=0))
+        apart = float(np.max(np.where(np.isnan(differences), np.inf, differences), initial=0))
         if apart > worst:
             worst, where = apart, name
     return worst, where

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -25,6 +25,7 @@ from numpyro_maf.inference.rows import Rows, find_plate, score_rows
 from numpyro_maf.inference_data import to_arviz
 from numpyro_maf.pytrees import Described
 from numpyro_maf.rng import as_key
+from numpyro_maf.traces import run_once
 
 __all__ = ["GuideCheck", "check_guide", "draw_and_score"]
 
@@ -53,6 +54,7 @@ class GuideCheck(Described):
     :param psis: Pareto-smoothed weights and their k-hat; by row, of the row with the greatest k-hat.
     :param advice: what to do where the weights do not hold.
     :param rows: for a guide that is judged row by row, what was found of each; else None.
+    :param observation: the observed values by site, in one run of the model.
     """
 
     samples: dict[str, Array]
@@ -61,6 +63,7 @@ class GuideCheck(Described):
     psis: PSIS
     advice: str = _NEURAL
     rows: Rows | None = None
+    observation: dict[str, Any] = field(default_factory=dict)
 
     @property
     def khat(self) -> float:
@@ -185,9 +188,18 @@ def check_guide(
         worst = max(rows.psis, key=lambda p: p.khat)
         return GuideCheck(samples, float(elbo), float(log_evidence), worst, _ROWS, rows)
     samples, log_weights = draw_and_score(key, model, guide, params, args, kwargs, num_samples)
+    trace = run_once(substitute(model, data=dict(params)), args, dict(kwargs))
+    sites = {name: site for name, site in trace.items() if site["type"] == "sample"}
+    seen = {name: site["value"] for name, site in sites.items() if site["is_observed"]}
+    for name, value in samples.items():
+        if name in sites and jnp.issubdtype(value.dtype, jnp.floating) and (value == value[:1]).all():
+            raise ValueError(
+                f"the guide puts all of {name!r} at one point, which has no density: its weights tell nothing"
+            )
     raw = np.asarray(log_weights, np.float64)
     advice = _NEUTRA if isinstance(guide, AutoContinuous) else _OTHER
-    return GuideCheck(samples, float(raw.mean()), float(_log_mean(raw)), _weigh(raw), advice)
+    figures = float(raw.mean()), float(_log_mean(raw))
+    return GuideCheck(samples, *figures, _weigh(raw), advice, observation=seen)
 
 
 def _finite(raw: np.ndarray) -> np.ndarray:

@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
 import textwrap
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -121,8 +124,8 @@ def fit_guide(
 
     :param key: a ``jax.random`` key, or an integer.
     :param model: a NumPyro model, called with ``args`` and all other ``kwargs``.
-    :param guide: any of NumPyro's guides for the model, a function too; or the class of an automatic one.
-        None for :class:`~numpyro_maf.AutoFlow`.
+    :param guide: any of NumPyro's guides for the model, a function too; or the class of an automatic one,
+        with options by ``functools.partial``. None for :class:`~numpyro_maf.AutoFlow`.
     :param steps: at most so many, rounded up to full fifties. 0 to check ``init_params`` only.
     :param num_particles: draws of each step.
     :param learning_rate: of Adam, at the start; ``optimizer``: any optax optimizer instead.
@@ -137,8 +140,16 @@ def fit_guide(
     """
     if steps < (init_params is None) or num_particles < 1:
         raise ValueError(f"steps and num_particles must be positive, got {steps} and {num_particles}")
+    own = set(inspect.signature(fit_guide).parameters) - {"key", "model", "args", "kwargs"}
+    taken = own & set(inspect.signature(model).parameters) - set(getattr(model, "keywords", ()))
+    if taken:
+        warnings.warn(
+            f"the model has arguments {sorted(taken)}, whose names fit_guide takes for itself: bind them by "
+            "functools.partial",
+            stacklevel=2,
+        )
     guide = AutoFlow if guide is None else guide
-    guide = guide(model) if isinstance(guide, type) else guide
+    guide = guide(model) if isinstance(guide, type | functools.partial) else guide
     if loss is None:
         loss = PathELBO() if isinstance(guide, FlowGuide | AutoAmortized) else Trace_ELBO()
     init_key, train_key, check_key = split(as_key(key), 3)

@@ -15,10 +15,9 @@ network serves all rows, so the number of rows may change from one data set to t
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
 
@@ -33,9 +32,9 @@ from numpyro_maf.codec import storable
 from numpyro_maf.flows.builders import nsf
 from numpyro_maf.flows.ensemble import Ensemble, each_member, stack
 from numpyro_maf.inference.sites import Sites
-from numpyro_maf.nn.embeddings import dense, dense_init
 from numpyro_maf.pytrees import Described, static
 from numpyro_maf.rng import as_key, as_shape, split
+from numpyro_maf.sbi.plate_networks import SUMMARY, PlateLoss, context_of, encoders_of, summaries
 from numpyro_maf.sbi.plates import PlateTree
 from numpyro_maf.sbi.posterior import Posterior, Setting, not_stored
 from numpyro_maf.sbi.preprocessing import Losses, Prepared
@@ -45,9 +44,21 @@ from numpyro_maf.train.data import scaling
 
 __all__ = ["HierarchicalPosterior", "PlatePosterior", "fit_plates"]
 
-_HIDDEN, _SUMMARY = (64, 64), 32  # widths of the summaries' networks
-_ROWS = 16  # of a plate, are scored at a step
 _SOME = 8192  # simulations that scale the latent vectors
+
+
+@dataclass(frozen=True)
+class _OtherSize:
+    """Stands for a model whose arguments are not known; running it says so."""
+
+    sizes: tuple[tuple[str, int], ...]
+
+    def __call__(self, *args, **kwargs):
+        sizes = ", ".join(f"{size} rows in plate {plate!r}" for plate, size in self.sizes)
+        raise ValueError(
+            f"this data set has {sizes}, and the model's arguments for that are not known: use "
+            "post.with_model(model, model_args)"
+        )
 
 
 @storable
@@ -62,7 +73,7 @@ class HierarchicalPosterior(Described):
     :param sites: the latent sites, with plates of the largest size that was simulated.
     :param tree: the plates; ``sizes``: of each, the least and the greatest number of rows simulated.
     :param losses: by epoch; ``excluded``: number of simulations that failed and were left out.
-    :param setting: the model.
+    :param settings: the model as it was simulated, by the sizes of its plates.
     """
 
     flows: dict[str, Ensemble]
@@ -74,7 +85,9 @@ class HierarchicalPosterior(Described):
     sizes: tuple[tuple[str, int, int], ...] = static()
     losses: Losses = static()
     excluded: int = static(default=0)
-    setting: Setting = not_stored()
+    settings: tuple[tuple[tuple[tuple[str, int], ...], Setting], ...] = field(
+        default=(), metadata={"static": True, "stored": False}
+    )
 
     @property
     def members(self) -> int:
@@ -95,7 +108,14 @@ class HierarchicalPosterior(Described):
         own = {plate: most for plate, _, most in self.sizes} | sizes
         if found != self.tree.resized(self.sites, own):
             raise ValueError(f"the posterior is of other sites than this model's: {self.sites}")
-        return replace(self, setting=setting)
+        return replace(self, settings=((tuple(own.items()), setting), *self.settings))
+
+    def setting_for(self, sizes: dict[str, int]) -> Setting:
+        """The model with plates of these sizes; one that says what is missing, if there is none."""
+        for known, setting in self.settings:
+            if all(sizes[plate] == size for plate, size in known):
+                return setting
+        return Setting(_OtherSize(tuple(sizes.items())))
 
     def __call__(self, observation: Any, *, warn: bool = True) -> PlatePosterior:
         """The posterior given values by observed site, with plates of any size; leading axes are a batch.
@@ -106,6 +126,10 @@ class HierarchicalPosterior(Described):
         :raises ValueError: for sites that are missing, of other shapes, or whose plates disagree in size.
         """
         values = self.view.by_name(observation)
+        for name, rank in zip(self.view.names, self.view.ranks):
+            if np.ndim(values[name]) < rank:
+                shape = np.shape(values[name])
+                raise ValueError(f"{name!r} must have {rank} axes, its plates' rows among them, got {shape}")
         ordered = {name: self.tree.arranged(name, np.asarray(value)) for name, value in values.items()}
         arrays, batch = self.view.arrays(ordered)
         shapes = {name: np.shape(value) for name, value in values.items()}
@@ -122,7 +146,8 @@ class HierarchicalPosterior(Described):
         codes = _encode(self.tree, tuple(sizes.items()), self.encoders, self.view, arrays, {})
         codes = [code.reshape(self.members, *batch, *code.shape[2:]) for code in codes]
         seen = {name: jnp.asarray(values[name]) for name in self.view.names}
-        posterior = PlatePosterior(self, tuple(codes), seen, self.tree.resized(self.sites, sizes))
+        sites, setting = self.tree.resized(self.sites, sizes), self.setting_for(sizes)
+        posterior = PlatePosterior(self, tuple(codes), seen, sites, setting)
         if warn and not batch and posterior.surprise.share < 1e-3:
             warnings.warn(posterior.surprise.verdict, stacklevel=2)
         return posterior
@@ -155,13 +180,7 @@ class PlatePosterior(Posterior):
     codes: tuple[Any, ...]
     observation: dict[str, Any]
     sites: Sites
-
-    @property
-    def setting(self) -> Setting:  # type: ignore[override]
-        return self.neural.setting
-
-    def with_model(self, *args: Any, **kwargs: Any) -> PlatePosterior:
-        return replace(self, neural=self.neural.with_model(*args, **kwargs))
+    setting: Setting = not_stored()
 
     @property
     def batch_shape(self):
@@ -206,12 +225,12 @@ def fit_plates(
     depths = [len(tree.levels[tree.level_of(name)].plates) for name in names]
     arrays = dict(zip(names, prepared.arrays))
     view = View.of(prepared.supports, arrays, prepared.some, depths, prepared.missing)
-    encoders = stack([_encoders(tree, arrays, view.missing, k) for k in split(net_key, ensemble)])
+    encoders = stack([encoders_of(tree, arrays, view.missing, k) for k in split(net_key, ensemble)])
     training = np.flatnonzero(~prepared.held_out)[:_SOME]
     flows = {}
     for number, own_key in zip(tree.latent_levels, split(init_key, len(tree.levels))):
         own, around = columns[number], tree.latent_around(number)
-        context = _SUMMARY + sum(columns[i].shape[-1] for i in around)
+        context = SUMMARY + sum(columns[i].shape[-1] for i in around)
         make = partial(builder, features=own.shape[-1], context=context)
         flow = Ensemble.init(own_key, make, ensemble)
         rows = prepared.theta[training][:, own].reshape(-1, own.shape[-1])
@@ -231,57 +250,8 @@ def fit_plates(
     ranges = tuple((plate, least.get(plate, size), size) for plate, size in sizes.items())
     return trained.carried(HierarchicalPosterior(
         flows, encoders, view, typical_of(np.asarray(codes[0])[0]), sites, tree, ranges, Losses.of(trained),
-        prepared.excluded, prepared.setting,
+        prepared.excluded,
     ))  # fmt: skip
-
-
-# Summaries, from the innermost plates outwards --------------------------------------------------------
-
-
-def _encoders(tree: PlateTree, arrays, missing: bool, key) -> list[Any]:
-    """Random weights of the summaries' networks."""
-    networks = []
-    for number, (level, own_key) in enumerate(zip(tree.levels, split(key, len(tree.levels)))):
-        inner = [math.prod(np.shape(arrays[name])[1 + len(level.plates) :]) for name in level.observed]
-        width = (1 + missing) * sum(inner) + (_SUMMARY + 1) * len(tree.inside(number))
-        networks.append(dense_init(own_key, (width or 1, *_HIDDEN, _SUMMARY)))
-    return networks
-
-
-def _summaries(tree: PlateTree, sizes, weights, seen, counts, rows: int) -> list[Any]:
-    """For each level, ``(B, *plates, C)``: of the sites in its rows and of everything inside of them.
-
-    :param seen: by observed site, standardised numbers and which are there or None, ``(B, *plates, ...)``.
-    :param counts: by plate, ``(B,)``, how many of its rows are there.
-    """
-    codes: list[Any] = [None] * len(tree.levels)
-    there: list[Any] = [None] * len(tree.levels)
-    for number in reversed(range(len(tree.levels))):
-        level = tree.levels[number]
-        depth = 1 + len(level.plates)
-        shape = (rows, *(sizes[plate] for plate in level.plates))
-        parts, some = [], []
-        for name in level.observed:
-            z, present = seen[name]
-            parts.append(z.reshape(*shape, -1))
-            if present is not None:
-                parts.append(present.reshape(*shape, -1).astype(z.dtype))
-            some.append(jnp.ones(shape, bool) if present is None else present.reshape(*shape, -1).any(-1))
-        for child in tree.inside(number):
-            extra = tuple(range(depth, 1 + len(tree.levels[child].plates)))
-            count = there[child].sum(extra)
-            total = (jax.nn.silu(codes[child]) * there[child][..., None]).sum(extra)
-            parts += [total / jnp.maximum(count, 1)[..., None], jnp.log1p(count)[..., None]]
-            some.append(count > 0)
-        codes[number] = dense(weights[number], jnp.concatenate(parts or [jnp.ones((*shape, 1))], -1))
-        known: Any = jnp.stack(some or [jnp.ones(shape, bool)]).any(0)
-        for axis, plate in enumerate(level.plates, 1):
-            if plate in counts:
-                own = counts[plate].reshape(-1, *[1] * (depth - 1))
-                places = jnp.arange(sizes[plate]).reshape(-1, *[1] * (depth - 1 - axis))
-                known = known & (places < own)
-        there[number] = known.astype(codes[number].dtype)
-    return codes
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -289,74 +259,8 @@ def _encode(tree, sizes, encoders, view, arrays, counts):
     """Summaries for each level, with a leading member axis."""
     seen = dict(zip(view.names, view(arrays)))
     return each_member(
-        lambda weights: _summaries(tree, dict(sizes), weights, seen, counts, len(arrays[0])), encoders
+        lambda weights: summaries(tree, dict(sizes), weights, seen, counts, len(arrays[0])), encoders
     )
-
-
-# Flows, from the outermost plates inwards ---------------------------------------------------------------
-
-
-def _context(tree: PlateTree, flows, codes, vectors, number: int):
-    """What a level's flow is given: the vectors of the levels around it, in their units, and the summary."""
-    code, depth = codes[number], len(tree.levels[number].plates)
-    parts = []
-    for around in tree.latent_around(number):
-        scale, z = flows[str(around)].event_scale, vectors[around]
-        z = (z - scale.loc) / scale.scale
-        free = depth - len(tree.levels[around].plates)
-        parts.append(z.reshape(*z.shape[:-1], *[1] * free, z.shape[-1]))
-    parts.append(code)
-    shape = jnp.broadcast_shapes(*(part.shape[:-1] for part in parts))
-    return jnp.concatenate([jnp.broadcast_to(part, (*shape, part.shape[-1])) for part in parts], -1)
-
-
-@dataclass(frozen=True)
-class PlateLoss:
-    """The negative log-density of latent vectors: of each level the mean over rows, averaged over members.
-
-    The mean over at most 16 rows, drawn anew at each step, has the same least point as the sum over all.
-    """
-
-    tree: PlateTree
-    sizes: tuple[tuple[str, int], ...]
-    counted: tuple[str, ...]
-
-    def __call__(self, params: Any, fixed: Any, key: ArrayLike, vector, *arrays: Any):
-        (weights, encoders), (flows, view, sites) = params, fixed
-        count = len(arrays) - len(self.counted)
-        seen = dict(zip(view.names, view(arrays[:count])))
-        counts, columns = dict(zip(self.counted, arrays[count:])), self.tree.columns(sites)
-        vectors = {number: vector[:, columns[number]] for number in self.tree.latent_levels}
-
-        def member(flows, weights, encoders, key):
-            flows = {n: flow.with_weights(weights[n]).randomized(key) for n, flow in flows.items()}
-            codes = _summaries(self.tree, dict(self.sizes), encoders, seen, counts, len(vector))
-            total = 0.0
-            for number in self.tree.latent_levels:
-                context = _context(self.tree, flows, codes, vectors, number)
-                own = vectors[number]
-                shape = own.shape[1:-1]
-                own, context = (a.reshape(len(vector), -1, a.shape[-1]) for a in (own, context))
-                mask = self._there(number, shape, counts, len(vector))
-                if own.shape[1] > _ROWS:
-                    chosen = jax.random.permutation(key, own.shape[1])[:_ROWS]
-                    own, context, mask = own[:, chosen], context[:, chosen], mask[:, chosen]
-                losses = -flows[str(number)](context).log_prob(own)
-                total += (mask * losses).sum(1) / jnp.maximum(mask.sum(1), 1)
-            return total
-
-        flows = {number: flow.flows for number, flow in flows.items()}
-        members = len(jax.tree.leaves(encoders)[0])
-        return each_member(member, flows, weights, encoders, jax.random.split(key, members)).mean(0)
-
-    def _there(self, number, shape, counts, rows):
-        """``(B, R)``: 1 for the rows of a level that are there, 0 for those that fill up."""
-        mask = jnp.ones((rows, *shape))
-        for axis, plate in enumerate(self.tree.levels[number].plates):
-            if plate in counts:
-                places = jnp.arange(shape[axis]).reshape(-1, *[1] * (len(shape) - axis - 1))
-                mask = mask * (places < counts[plate].reshape(-1, *[1] * len(shape)))
-        return mask.reshape(rows, -1)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -368,7 +272,7 @@ def _score(tree, flows, codes, sites, vector):
     def member(flows, codes):
         total = 0.0
         for number in tree.latent_levels:
-            context = _context(tree, flows, codes, vectors, number)
+            context = context_of(tree, flows, codes, vectors, number)
             scores = flows[str(number)](context).log_prob(vectors[number])
             depth = len(tree.levels[number].plates)
             total += scores.sum(tuple(range(scores.ndim - depth, scores.ndim)))
@@ -390,7 +294,7 @@ def _draw(tree, flows, codes, sites, key, sample_shape):
         vector = jnp.zeros((*shape, sites.width))
         for number in tree.latent_levels:
             key, own_key = jax.random.split(key)
-            context = _context(tree, flows, codes, vectors, number)
+            context = context_of(tree, flows, codes, vectors, number)
             plates = columns[number].shape[:-1]
             context = jnp.broadcast_to(context, (*shape, *plates, context.shape[-1]))
             vectors[number] = flows[str(number)](context).sample(own_key)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Unpack
 
 import numpy as np
@@ -23,7 +24,7 @@ from numpyro_maf.sbi.plates import PlateTree, joined
 from numpyro_maf.sbi.posterior import Setting
 from numpyro_maf.sbi.preprocessing import Prepared
 from numpyro_maf.sbi.simulations import Simulations
-from numpyro_maf.traces import latent_names
+from numpyro_maf.traces import latent_names, run_once
 from numpyro_maf.train.options import TrainOptions, check_options
 
 __all__ = ["npe"]
@@ -76,8 +77,8 @@ def npe(
     :param atoms: for simulations whose parameters are not the prior's: number of parameters among which the
         posterior's density relative to the prior's has to tell x's own (APT). 0 for the plain loss.
     :param plates: whether the posterior follows the model's plates; None where it can, which is without
-        embedding, regression, atoms and discrete sites, and where rows are independent given what is around
-        them. False for one vector of all sites.
+        embedding, regression, atoms and discrete sites, and where rows are exchangeable, and independent
+        given what is around them. False for one vector of all sites.
     :param model_args: of the model, with ``model_kwargs``; those of ``simulate`` by default.
     :param weights: ``(N,)``, how much each simulation counts.
     :param validation: share of the simulations held out at random, or ``(N,)`` booleans.
@@ -112,17 +113,20 @@ def npe(
         return fit_posterior(key, prepared, builder=builder, ensemble=ensemble, **chosen, **options)
     whole, counts = joined(tree, [_simulations(own) for own in several])
     shapes = {name: np.shape(value)[1:] for name, value in whole.items()}
-    args, kwargs = about[np.argmax([sum(tree.sizes(_shapes(own)).values()) for own in several])]
-    ordered = {name: tree.arranged(name, whole[name]) for name in observed}
+    args, kwargs = about[np.argmax([sum(size for _, size in _sizes(tree, own)) for own in several])]
     prepared = Prepared.of(
-        prepare_key, "npe", model, Simulations(whole | ordered, whole.errors, args, kwargs), observed,
-        vectors=True, latent=latent, missing=missing, weights=weights, validation=validation, model_args=args,
+        prepare_key, "npe", model, Simulations(whole, whole.errors, args, kwargs), observed, vectors=True,
+        latent=latent, missing=missing, weights=weights, validation=validation, model_args=args,
         model_kwargs=kwargs,
     )  # fmt: skip
+    arrays = tuple(tree.arranged(name, a) for name, a in zip(prepared.supports, prepared.arrays))
+    settings = tuple((_sizes(tree, own), Setting(model, *given)) for own, given in zip(several, about))
     counts = {plate: count for plate, count in counts.items() if len(several) > 1}
-    return fit_plates(
-        key, prepared, tree, tree.sizes(shapes), counts, builder=builder, ensemble=ensemble, **options
-    )
+    found = fit_plates(
+        key, replace(prepared, arrays=arrays), tree, tree.sizes(shapes), counts, builder=builder,
+        ensemble=ensemble, **options,
+    )  # fmt: skip
+    return replace(found, settings=settings)
 
 
 def args_of(sims, model_args, model_kwargs) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -130,8 +134,9 @@ def args_of(sims, model_args, model_kwargs) -> tuple[tuple[Any, ...], dict[str, 
     return tuple(model_args) or getattr(sims, "args", ()), dict(model_kwargs or getattr(sims, "kwargs", {}))
 
 
-def _shapes(sims) -> dict[str, tuple[int, ...]]:
-    return {name: np.shape(value)[1:] for name, value in sims.items()}
+def _sizes(tree: PlateTree, sims) -> tuple[tuple[str, int], ...]:
+    """The size of each plate in simulations."""
+    return tuple(tree.sizes({name: np.shape(value)[1:] for name, value in sims.items()}).items())
 
 
 def _simulations(sims) -> Simulations:
@@ -144,13 +149,16 @@ def _tree(model, about, latent, observed, flat: str, wanted: bool | None, severa
     :param flat: what asks for one vector of all sites; ``several``: whether sizes differ.
     """
     setting, wanted = Setting(model, *about), wanted or several
-    names = [
-        name for name in latent_names(model, about[0], about[1], observed) if latent is None or name in latent
-    ]
+    trace = run_once(model, *about)
+    names = [name for name in latent_names(model, *about) if name not in observed]
+    if any(trace[name]["fn"].support.is_discrete for name in names if latent is None or name in latent):
+        flat = flat or "a discrete site"
     try:
         if flat:
             raise ValueError(f"{flat} takes all sites as one vector")
         tree = PlateTree.of(setting, names, observed)
+        if not tree.is_flat and latent is not None:
+            tree = tree.without([name for name in names if name not in latent])
     except (ValueError, KeyError) as error:
         if wanted:
             raise ValueError(f"the plates cannot be followed: {error}") from error

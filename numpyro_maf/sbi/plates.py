@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from numpyro_maf.codec import storable
 from numpyro_maf.inference.sites import Sites
 from numpyro_maf.sbi.posterior import Setting
 from numpyro_maf.sbi.simulations import Simulations
+from numpyro_maf.sbi.simulator import parameters
 from numpyro_maf.traces import ONE_AT_A_TIME, run_once
 
 __all__ = ["Level", "PlateTree", "joined"]
@@ -56,8 +57,8 @@ class PlateTree:
     def of(cls, setting: Setting, latent: Sequence[str], observed: Sequence[str]) -> PlateTree:
         """The tree of a model.
 
-        :raises ValueError: for latent sites of crossed plates, which inform each other, and for sites of one
-            row that depend on the latent sites of others.
+        :raises ValueError: for latent sites of crossed plates, which inform each other; for rows that are not
+            exchangeable, as with covariates; and for rows that depend on the latent sites of others.
         """
         trace = run_once(setting.model, setting.args, setting.kwargs)
         inside, places = {}, {}
@@ -67,6 +68,9 @@ class PlateTree:
             inside[name] = frozenset(frames)
             event = np.ndim(site["value"]) - len(site["fn"].batch_shape)
             places[name] = {plate: dim - event for plate, dim in frames.items()}
+        if not any(inside[name] for name in observed):
+            root = Level((), -1, tuple(latent), tuple(observed))
+            return cls((root,), tuple((name, ()) for name in inside))
         kinds = {inside[name] for name in latent}
         for name in observed:
             around = [kind for kind in kinds if kind & inside[name]]
@@ -75,7 +79,7 @@ class PlateTree:
                 if crossed is not None:
                     raise ValueError(
                         f"latent sites of the plates {sorted(one)} and {sorted(crossed)} meet in {name!r}, "
-                        "and depend on each other given the data: plates=False learns all sites jointly"
+                        "and depend on each other given the data"
                     )
         often = {
             plate: sum(plate in kind for kind in inside.values())
@@ -103,55 +107,88 @@ class PlateTree:
             for name in (*level.latent, *level.observed)
         )
         tree = cls(tuple(levels), axes)
-        tree._check_rows(setting)
+        tree._check(setting)
         return tree
 
-    def _check_rows(self, setting: Setting) -> None:
-        """Refuse models in which a row's latent values reach what is outside of the row.
+    def _check(self, setting: Setting) -> None:
+        """Refuse models whose rows are not exchangeable, or not independent given what is around them."""
 
-        The first row's values are replaced by those of another run. With the same random numbers everything
-        else must stay as it was.
-        """
-        names = [name for level in self.levels for name in (*level.latent, *level.observed)]
-        if not any(level.latent for level in self.levels[1:]):
-            return
-
-        def run(seed, **known):
+        def run(seed=0, **known):
             seeded = handlers.seed(setting.conditioned(known), jax.random.key(seed))
             with ONE_AT_A_TIME, handlers.block():
                 return handlers.trace(seeded).get_trace(*setting.args, **setting.kwargs)
 
-        first, other = run(0), run(1)
-        for number, level in enumerate(self.levels[1:], 1):
-            for name in level.latent:
-                row = (..., *self._first_row(name, np.ndim(first[name]["value"])))
-                changed = np.array(first[name]["value"])
-                if changed[row].size == changed.size:
-                    continue
-                changed[row] = np.asarray(other[name]["value"])[row]
-                both = [run(0, **{name: jnp.asarray(v)}) for v in (first[name]["value"], changed)]
-                for site in names:
-                    before, after = (np.asarray(trace[site]["value"]) for trace in both)
-                    same = (before == after) | (np.isnan(before) & np.isnan(after))
-                    if site != name and number in self.ancestry(site):
-                        same = same.copy()
-                        same[(..., *self._first_row(site, same.ndim, level.plates))] = True
-                    if site != name and not same.all():
-                        raise ValueError(
-                            f"site {site!r} depends on {name!r} of other rows of the plates "
-                            f"{list(level.plates)}, so that rows are not independent given the sites outside "
-                            "of them: plates=False learns all latent sites jointly"
-                        )
+        first = run()
+        local = [name for level in self.levels[1:] for name in level.latent]
+        if local:
+            other = run(1)
+            for name in local:
+                for place in (0.0, 0.5, 1.0):
+                    self._check_apart(name, place, first[name]["value"], other[name]["value"], run)
+        trace = run(**{name: jnp.asarray(self._repeated(name, first[name]["value"])) for name in local})
+        for level in self.levels[1:]:
+            for name in (*level.latent, *level.observed):
+                self._check_alike(name, trace[name])
 
-    def _first_row(self, name: str, rank: int, plates: Sequence[str] | None = None) -> tuple[Any, ...]:
-        """An index of the first row in some plates, of all by default."""
-        level = self.levels[self.level_of(name)]
-        kept = level.plates if plates is None else plates
-        index: list[Any] = [slice(None)] * rank
-        for plate, axis in zip(level.plates, dict(self.axes)[name]):
-            if plate in kept:
-                index[axis] = 0
-        return tuple(index)
+    def _check_alike(self, name: str, site: dict[str, Any]) -> None:
+        """Refuse a site with other parameters in some rows, all local values being equal."""
+        fn, simulator, axes = site["fn"], parameters(site["fn"]), dict(self.axes)[name]
+        ends = [np.asarray(end) for end in jax.tree.leaves(fn.support)]
+        alike = all((end == end.ravel()[0]).all() for end in ends if end.size)
+        if alike and simulator is not None:
+            batch = fn.shape()[: len(fn.shape()) - len(simulator.event_shape)]
+            numbers: Any = jnp.broadcast_to(simulator.theta, (*batch, simulator.theta.shape[-1]))
+            axes = tuple(axis + len(simulator.event_shape) - 1 for axis in axes)
+        elif alike:
+            numbers = fn.log_prob(jnp.asarray(self._repeated(name, site["value"])))
+            axes = tuple(axis + fn.event_dim for axis in axes)
+        if alike:
+            numbers = np.moveaxis(np.asarray(numbers), axes, range(len(axes)))
+            row = numbers[(0,) * len(axes)]
+            alike = np.allclose(numbers, row, rtol=1e-5, atol=0, equal_nan=True)
+        if not alike:
+            raise ValueError(
+                f"the rows of {name!r} are not alike, as if each had a covariate of its own: make the "
+                "covariate a site, simulated and observed, to learn from rows as a set"
+            )
+
+    def _check_apart(self, name: str, place: float, value: Any, other: Any, run) -> None:
+        """Refuse a local site of one row that reaches other rows, or what is around them.
+
+        The row's values are replaced by others. With the same random numbers all else must stay as it was.
+        """
+        changed, level = np.array(value), self.levels[self.level_of(name)]
+        row = self._row(name, changed.shape, level.plates, place)
+        if changed[row].size == changed.size:
+            return
+        changed[row] = np.asarray(other)[row]
+        before, after = (run(**{name: jnp.asarray(v)}) for v in (value, changed))
+        for site, _ in self.axes:
+            one, two = (np.asarray(trace[site]["value"]) for trace in (before, after))
+            same = np.array((one == two) | ((one != one) & (two != two)))
+            if self.level_of(name) in self.ancestry(site):
+                same[self._row(site, same.shape, level.plates, place)] = True
+            if site != name and not same.all():
+                raise ValueError(
+                    f"site {site!r} depends on {name!r} of other rows of the plates {list(level.plates)}, so "
+                    "that rows are not independent given the sites outside of them"
+                )
+
+    def _row(self, name: str, shape, plates: Sequence[str], place: float) -> tuple[Any, ...]:
+        """An index of one row in some plates: the first for place 0, the last for 1."""
+        index: list[Any] = [slice(None)] * len(shape)
+        for plate, axis in zip(self.levels[self.level_of(name)].plates, dict(self.axes)[name]):
+            if plate in plates:
+                index[axis] = int(place * (shape[axis] - 1))
+        return (..., *index)
+
+    def _repeated(self, name: str, value: Any) -> np.ndarray:
+        """A value whose first row stands in all rows."""
+        value = np.asarray(value)
+        index: list[Any] = [slice(None)] * value.ndim
+        for axis in dict(self.axes)[name]:
+            index[axis] = slice(0, 1)
+        return np.broadcast_to(value[tuple(index)], value.shape)
 
     def level_of(self, name: str) -> int:
         """The number of a site's level."""
@@ -161,6 +198,22 @@ class PlateTree:
         """Numbers of a level, or a site's, and of all levels around it, the root last."""
         number = self.level_of(name_or_level) if isinstance(name_or_level, str) else name_or_level
         return [] if number < 0 else [number, *self.ancestry(self.levels[number].parent)]
+
+    def without(self, dropped: Sequence[str]) -> PlateTree:
+        """The tree of some of the latent sites, the others being integrated out.
+
+        :raises ValueError: for a dropped site around one that is kept: given it alone rows are independent.
+        """
+        for number in self.latent_levels:
+            kept = [name for name in self.levels[number].latent if name not in dropped]
+            around = [n for i in self.latent_around(number) for n in self.levels[i].latent if n in dropped]
+            if kept and around:
+                raise ValueError(f"rows of {kept} are independent given {around} only, which are left out")
+        levels = tuple(
+            replace(level, latent=tuple(name for name in level.latent if name not in dropped))
+            for level in self.levels
+        )
+        return PlateTree(levels, tuple((name, axes) for name, axes in self.axes if name not in dropped))
 
     @property
     def latent_levels(self) -> list[int]:

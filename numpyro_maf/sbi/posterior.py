@@ -291,7 +291,8 @@ class Posterior(Described):
         weights = np.asarray(target - self.log_prob(draws), np.float64)
         finite = np.where(np.isnan(weights), -np.inf, weights)
         evidence = float(np.logaddexp.reduce(finite) - math.log(num_samples))
-        return GuideCheck(draws, float(weights.mean()), evidence, psis(finite))
+        seen = dict(self.observation)
+        return GuideCheck(draws, float(weights.mean()), evidence, psis(finite), observation=seen)
 
     def nuts(
         self, key: ArrayLike, *, num_warmup=300, num_samples=1000, num_chains=4, progress=True, **options: Any

@@ -134,7 +134,7 @@ class Prepared:
             if given != expected:
                 raise ValueError(
                     f"sims[{name!r}] has rows of shape {given}, the model makes {expected}: pass the "
-                    "model_args they were made with; several sizes are padded by NaN, with missing=True"
+                    "model_args they were made with; npe takes a list of simulations of several sizes"
                 )
         shown = [sims[name] for name in observed]
         count = len(shown[0])

@@ -121,6 +121,8 @@ def train(
     if checkpoint is not None:
         about: dict[str, Any] = dict(batch_size=batch_size, learning_rate=rate, patience=patience)
         about |= dict(average=average, anneal=anneal, tolerance=tolerance, loss=_fingerprint_of(loss))
+        if optimizer is not _ADAM:
+            about["optimizer"] = Walk(strict=False).digest([optimizer.init, optimizer.update], "optimizer")
         parts = dict(key=jax.random.key_data(key), start=(params, fixed), rows=(data, weights, held_out))
         place = Checkpoint(checkpoint, about | {name: fingerprint(part) for name, part in parts.items()})
     with bar, Interrupts(terminate=checkpoint is not None) as interrupts, place:
