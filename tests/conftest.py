@@ -217,9 +217,7 @@ BIJECTORS = {
     "masked-mixture": autoregressive(MAF, 3, hidden=(6,), scalar=SCALARS["mixture"]),
     "masked-circular": autoregressive(MAF, 3, hidden=(6,), context=1, scalar=SCALARS["circular"]),
     "inverse-compose": autoregressive(IAF, 3, hidden=(6,), scalar=SCALARS["compose"]),
-    "elementwise-mixture": Case(
-        lambda key: nm.Elementwise.init(key, 2, scalar=SCALARS["mixture-gaussian"]), 2
-    ),
+    "elementwise-mixture": Case(lambda key: nm.Elementwise.init(key, 2, scalar=SCALARS["mixture"]), 2),
     "coupling": coupling(4),
     "coupling-1d": coupling(1, context=2),
     "coupling-spline": coupling(3, context=2, moved=(0, 2), scalar=SCALARS["spline"]),
