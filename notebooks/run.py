@@ -9,6 +9,7 @@ import argparse
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -51,10 +52,11 @@ def main():
         notebook = nbformat.read(path, as_version=4)
         notebook.cells.insert(0, nbformat.v4.new_code_cell(STRICT))
         notebook.cells.append(nbformat.v4.new_code_cell(RELAX))
-        # The kernel is reached over files, not network ports.
-        config = Config({"KernelManager": {"transport": "ipc"}})
         options = dict(kernel_name="python3", timeout=600, record_timing=False)
-        NotebookClient(notebook, config=config, **options).execute()
+        with tempfile.TemporaryDirectory() as folder:
+            # The kernel is reached over files of its own, not network ports.
+            config = Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/kernel"}})
+            NotebookClient(notebook, config=config, **options).execute()
         notebook.cells = notebook.cells[1:-1]
         notebook.metadata["language_info"] = {"name": "python"}  # not the version at hand
         for i, cell in enumerate((c for c in notebook.cells if c.cell_type == "code"), start=1):
