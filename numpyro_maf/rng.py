@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["as_key", "as_shape", "generator", "normal", "split"]
+__all__ = ["as_key", "as_shape", "generator", "normal", "some_rows", "split"]
 
 KEYS = 8
 
@@ -88,3 +88,9 @@ def normal(key, shape):
 def generator(key) -> np.random.Generator:
     """NumPy's random numbers from a key, for what is chosen on the host: nothing has to be compiled."""
     return np.random.default_rng(np.asarray(jax.random.key_data(key)))
+
+
+def some_rows(key, size: int, count: int) -> np.ndarray:
+    """``count`` row numbers of ``size`` rows in random order: each once as long as there are enough."""
+    draw = generator(key)
+    return np.concatenate([draw.permutation(size) for _ in range(max(-(-count // size), 1))])[:count]

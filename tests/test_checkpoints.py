@@ -45,12 +45,13 @@ def simulations():
     return nm.simulate(0, model, 300, progress=False)
 
 
+FEW = {"contrasts": 2}
 LEARNERS = {
     "fit": learn_flow,
     "fit-two-starts": lambda **options: learn_flow(regression=None, **options),
     "npe": lambda **options: nm.npe(1, model, simulations(), builder=small, ensemble=2, **SMALL | options),
     "nle": lambda **options: nm.nle(1, model, simulations(), builder=small, **SMALL | options),
-    "nre": lambda **options: nm.nre(1, model, simulations(), hidden=(8,), contrasts=2, **SMALL | options),
+    "nre": lambda **options: nm.nre(1, model, simulations(), hidden=(8,), **FEW | SMALL | options),
     "snpe": lambda **options: nm.snpe(
         1, model, {"x": np.zeros(1)}, rounds=2, simulations=300, builder=small, **SMALL | options
     ).rounds[-1].learned,
@@ -204,3 +205,9 @@ def test_a_checkpoint_of_another_optimizer_is_refused(tmp_path):
     learn_flow(checkpoint=tmp_path, optimizer=optax.adam(1e-3))
     with pytest.raises(ValueError, match="another optimizer"):
         learn_flow(checkpoint=tmp_path, optimizer=optax.adam(1e-2))
+
+
+def test_a_checkpoint_of_other_contrasts_is_refused(tmp_path):
+    LEARNERS["nre"](checkpoint=tmp_path, max_epochs=1)
+    with pytest.raises(ValueError, match="another loss"):
+        LEARNERS["nre"](checkpoint=tmp_path, max_epochs=1, contrasts=3)

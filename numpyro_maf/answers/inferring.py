@@ -19,6 +19,7 @@ from jax.typing import ArrayLike
 
 from numpyro_maf.answers.comparison import Evidence
 from numpyro_maf.answers.routes import (
+    AGREE,
     Found,
     Task,
     amortised,
@@ -33,14 +34,13 @@ from numpyro_maf.answers.routes import (
 from numpyro_maf.inference_data import to_arviz
 from numpyro_maf.inputs import by_site, nearest
 from numpyro_maf.pytrees import Described
-from numpyro_maf.rng import as_key, as_shape, generator, split
+from numpyro_maf.rng import as_key, as_shape, some_rows, split
 from numpyro_maf.sbi import Simulations, simulate
 from numpyro_maf.sbi.posterior import Setting
 from numpyro_maf.traces import run_once
 
 __all__ = ["Answer", "Stage", "infer"]
 
-_AGREE = 0.25  # standard deviations within which two routes have to agree
 _TEMPER = 30  # latent numbers up to which tempering from the prior is tried
 
 
@@ -90,9 +90,8 @@ class Answer(Described):
 
     def sample(self, key: ArrayLike, sample_shape: int | Sequence[int] = ()) -> dict[str, Any]:
         """Draws by site, ``sample_shape + site.shape``: each once as long as there are enough, then again."""
-        shape, draw = as_shape(sample_shape), generator(as_key(key))
-        count, size = math.prod(shape), len(next(iter(self.draws.values())))
-        rows = np.concatenate([draw.permutation(size) for _ in range(max(-(-count // size), 1))])[:count]
+        shape, size = as_shape(sample_shape), len(next(iter(self.draws.values())))
+        rows = some_rows(as_key(key), size, math.prod(shape))
         values = {name: np.asarray(value)[rows] for name, value in self.draws.items()}
         return {name: value.reshape(*shape, *value.shape[1:]) for name, value in values.items()}
 
@@ -269,7 +268,7 @@ def _compared(guide: Found, prior: Found) -> Found:
     nats = math.nan
     if guide.evidence is not None and prior.evidence is not None:
         nats = abs(guide.evidence.log - prior.evidence.log)
-    if guide.trusted and apart < _AGREE and nats < 0.5:
+    if guide.trusted and apart < AGREE and nats < 0.5:
         return replace(guide, verdict=f"{guide.verdict}; tempering agrees within {apart:.2f} sd")
     reason = "the guide's weights do not hold"
     if guide.trusted:
@@ -308,7 +307,7 @@ def _by_simulation(key, task: Task, journey: _Journey) -> Found:
     rows = any(np.prod(task.sites[name]["fn"].batch_shape, dtype=int) > 1 for name in task.simulators)
     best = second if rows else neural
     doubts = [found.verdict for found in (neural, second) if not found.trusted]
-    if apart > _AGREE:
+    if apart > AGREE:
         doubts.append(f"two routes disagree by {apart:.2f} sd in {where}: do not use")
     verdict = f"two routes agree within {apart:.2f} sd: a neural posterior, and a learned likelihood tempered"
     evidence = second.evidence

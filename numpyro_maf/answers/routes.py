@@ -32,11 +32,11 @@ from numpyro_maf.sbi.tempering import run_smc
 from numpyro_maf.traces import run_once
 
 __all__ = [
-    "Found", "Task", "amortised", "gap", "guided", "likelihood", "sampled", "simulated", "tempered",
+    "AGREE", "Found", "Task", "amortised", "gap", "guided", "likelihood", "sampled", "simulated", "tempered",
     "weighed",
 ]  # fmt: skip
 
-_APART = 0.25  # standard deviations by which two ways to one mean may differ
+AGREE = 0.25  # standard deviations within which two ways have to agree
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def tempered(key, task: Task, likelihoods: dict[str, Any] | None = None) -> Foun
     logs = np.array([found.log_evidence for found in both])
     errors = np.array([found.log_evidence_error for found in both])
     error = max(float(np.sqrt((errors**2).sum())) / 2, abs(logs[0] - logs[1]) / 2)
-    trusted = apart < _APART and abs(logs[0] - logs[1]) < 1
+    trusted = apart < AGREE and abs(logs[0] - logs[1]) < 1
     differ = f"by {apart:.2f} sd in {where} and {abs(logs[0] - logs[1]):.2f} nats of evidence"
     verdict = f"two runs of tempering agree: they differ {differ}"
     if not trusted:

@@ -108,9 +108,9 @@ class Sites(Described):
     @property
     def width(self) -> int:
         """D."""
-        return sum(math.prod(shape) for _, _, shape in self._parts())
+        return sum(math.prod(shape) for _, _, shape in self.parts())
 
-    def _parts(self) -> Iterator[tuple[str, Any, tuple[int, ...]]]:
+    def parts(self) -> Iterator[tuple[str, Any, tuple[int, ...]]]:
         """Names, transforms and shapes on the unconstrained side."""
         for name, support, shape in zip(self.names, self.supports, self.shapes):
             transform = bijection(support)
@@ -119,12 +119,12 @@ class Sites(Described):
     @property
     def columns(self) -> tuple[int, ...]:
         """For each of the D columns how many values it has, 0 for a real one."""
-        parts = zip(self._parts(), self.supports)
+        parts = zip(self.parts(), self.supports)
         return tuple(n for (_, _, shape), s in parts for n in [categories(s)] * math.prod(shape))
 
     def _split(self, vector: Array) -> Iterator[tuple[str, Any, Array]]:
         start = 0
-        for name, transform, shape in self._parts():
+        for name, transform, shape in self.parts():
             size = math.prod(shape)
             part = vector[..., start : start + size]
             yield name, transform, part.reshape(*part.shape[:-1], *shape)
@@ -140,7 +140,7 @@ class Sites(Described):
         :raises ValueError: for missing names and shapes that do not end in the sites' own.
         """
         columns = []
-        for (name, transform, inner), shape in zip(self._parts(), self.shapes):
+        for (name, transform, inner), shape in zip(self.parts(), self.shapes):
             if name not in values:
                 raise ValueError(f"no values for site {name!r}{nearest(name, values)}")
             value = jnp.asarray(as_numbers(repr(name), values[name]))

@@ -236,12 +236,10 @@ class PlateTree:
     def arranged(self, name: str, value: Any) -> Any:
         """A value with its plates' axes before its others, outermost first; leading axes stay."""
         axes = dict(self.axes)[name]
-        lead, rank = np.ndim(value), self._rank(name, value)
-        return value if not axes else np.moveaxis(value, axes, range(lead - rank, lead - rank + len(axes)))
-
-    def _rank(self, name, value) -> int:
-        """How many of a value's last axes are from the outermost of its plates on."""
-        return max(-axis for axis in dict(self.axes)[name]) if dict(self.axes)[name] else 0
+        if not axes:
+            return value
+        first = np.ndim(value) + min(axes)
+        return np.moveaxis(value, axes, range(first, first + len(axes)))
 
     def sizes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
         """The size of each plate, from the shapes of sites.
@@ -273,7 +271,7 @@ class PlateTree:
     def columns(self, sites: Sites) -> list[np.ndarray]:
         """For each level, where its latent numbers are in the vector of all sites, ``(*sizes, D)``."""
         start, where = 0, {}
-        for name, _, shape in sites._parts():
+        for name, _, shape in sites.parts():
             size = math.prod(shape)
             where[name] = self.arranged(name, np.arange(start, start + size).reshape(shape))
             start += size

@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from numpyro_maf.codec import storable
 from numpyro_maf.inference.sites import Sites
-from numpyro_maf.rng import as_key, as_shape, generator, split
+from numpyro_maf.rng import as_key, as_shape, some_rows, split
 from numpyro_maf.sbi.densities import Densities, checked_observation, prior_draws
 from numpyro_maf.sbi.posterior import Posterior, Setting, from_vectors, not_stored, to_vectors
 
@@ -56,9 +56,7 @@ class ParticlePosterior(Posterior):
     def sample(self, key: ArrayLike, sample_shape: int | Sequence[int] = ()) -> dict[str, Any]:
         """Draws by site: particles, each once as long as there are enough, and then again."""
         sample_shape, n = as_shape(sample_shape), len(self.particles)
-        count, draw = math.prod(sample_shape), generator(as_key(key))
-        order = np.concatenate([draw.permutation(n) for _ in range(max(-(-count // n), 1))])
-        rows = np.asarray(self.particles)[order[:count]]
+        rows = np.asarray(self.particles)[some_rows(as_key(key), n, math.prod(sample_shape))]
         return from_vectors(self.sites, rows.reshape(*sample_shape, rows.shape[-1]))
 
     def of_vectors(self, vector):

@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+import types
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from numpyro_maf.fingerprints import Walk
 from numpyro_maf.locks import Lock
 from numpyro_maf.tensors import read_tensors, write_tensors
 from numpyro_maf.train.state import TrainState
 
-__all__ = ["Checkpoint", "fingerprint"]
+__all__ = ["Checkpoint", "about", "fingerprint"]
 
 _FILE, _KIND = "training.safetensors", "training"
 _WHOLE = 2**28  # bytes: of larger arrays evenly spaced rows are read
@@ -107,6 +110,22 @@ def _arrays(state: TrainState) -> dict[str, np.ndarray]:
 def _kinds(arrays) -> dict[str, Any]:
     """Shapes and types by name. The histories may have any length."""
     return {name: (None if name in _HISTORY else a.shape, a.dtype) for name, a in arrays.items()}
+
+
+def about(loss: Any, optimizer: Any, options: dict[str, Any], parts: dict[str, Any]) -> dict[str, Any]:
+    """Fingerprints by name of all that a training depends on.
+
+    :param loss: a function, an object with a ``fingerprint``, or a dataclass, whose numbers and texts count.
+    :param optimizer: the user's own, or None; ``options``: JSON-able; ``parts``: pytrees.
+    """
+    found = options | {name: fingerprint(part) for name, part in parts.items()}
+    if optimizer is not None:
+        found["optimizer"] = Walk(strict=False).digest([optimizer.init, optimizer.update], "optimizer")
+    if isinstance(loss, types.FunctionType):
+        return found | {"loss": Walk(strict=False).digest(loss, "the loss")}
+    values = {f.name: getattr(loss, f.name) for f in fields(loss)} if is_dataclass(loss) else {}
+    plain = {name: value for name, value in values.items() if isinstance(value, (bool, int, float, str))}
+    return found | {"loss": getattr(loss, "fingerprint", f"{type(loss).__qualname__} {plain}")}
 
 
 def fingerprint(tree: Any) -> str:

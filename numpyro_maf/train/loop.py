@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import types
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -21,9 +20,8 @@ import optax
 from jax import lax
 from tqdm.auto import tqdm
 
-from numpyro_maf.fingerprints import Walk
 from numpyro_maf.rng import as_key, split
-from numpyro_maf.train.checkpoints import Checkpoint, fingerprint
+from numpyro_maf.train.checkpoints import Checkpoint, about
 from numpyro_maf.train.data import Rows
 from numpyro_maf.train.interrupts import Interrupted, Interrupts, Pace
 from numpyro_maf.train.options import TrainOptions, check_options
@@ -119,12 +117,11 @@ def train(
     bar = tqdm(total=max_epochs, disable=not progress, desc="fit", unit="epoch")
     place: Any = nullcontext()
     if checkpoint is not None:
-        about: dict[str, Any] = dict(batch_size=batch_size, learning_rate=rate, patience=patience)
-        about |= dict(average=average, anneal=anneal, tolerance=tolerance, loss=_fingerprint_of(loss))
-        if optimizer is not _ADAM:
-            about["optimizer"] = Walk(strict=False).digest([optimizer.init, optimizer.update], "optimizer")
+        options = dict(batch_size=batch_size, learning_rate=rate, patience=patience, average=average)
+        options |= dict(anneal=anneal, tolerance=tolerance)
         parts = dict(key=jax.random.key_data(key), start=(params, fixed), rows=(data, weights, held_out))
-        place = Checkpoint(checkpoint, about | {name: fingerprint(part) for name, part in parts.items()})
+        own = None if optimizer is _ADAM else optimizer
+        place = Checkpoint(checkpoint, about(loss, own, options, parts))
     with bar, Interrupts(terminate=checkpoint is not None) as interrupts, place:
         rows = Rows.of(data, np.asarray(weights / np.max(weights), dtype))
         if state is None:
@@ -200,13 +197,6 @@ def train(
         raise failure
     limited = not stopped and state.epochs >= max_epochs and state.idle < patience
     return Trained(state, stopped, improving=limited and 4 * state.idle < state.epochs)
-
-
-def _fingerprint_of(loss: Callable) -> str:
-    """Of a loss: the code of a function, what an object says of itself, or the name of its class."""
-    if isinstance(loss, types.FunctionType):
-        return Walk(strict=False).digest(loss, "the loss")
-    return getattr(loss, "fingerprint", type(loss).__qualname__)
 
 
 def _judged(state: TrainState, patience: float, anneal: float, tolerance: float) -> TrainState:
