@@ -252,37 +252,3 @@ def test_verdicts_of_coverage_agree_with_their_threshold():
     for p, shown in ((0.4, "no miscalibration"), (0.0101, "no miscalibration"), (0.0099, "not calibrated")):
         assert diagnostics.Coverage(np.linspace(0, 1, 50), p).verdict.startswith(shown)
     assert "p < 0.001" in diagnostics.Coverage(np.linspace(0, 1, 50), 1e-12).verdict
-
-
-# Pictures -----------------------------------------------------------------------------------------
-
-
-def test_any_number_of_activities_has_colours_of_its_own():
-    plots = pytest.importorskip("numpyro_maf.plots")
-    colours = plots.palette(16)
-    rgb = np.array([[int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)] for c in colours])
-    assert plots.palette(9) == colours[:9]
-    eyes = plots._seen(rgb)  # normal, green-blind, red-blind
-    apart = np.linalg.norm(eyes[:, :, None] - eyes[:, None], axis=-1) + np.eye(16)
-    assert apart.min() > 0.08  # about four just noticeable differences
-
-
-def test_activities_that_are_not_known_are_hatched():
-    plots = pytest.importorskip("numpyro_maf.plots")
-    matplotlib = pytest.importorskip("matplotlib")
-    names, activity = tuple("abcdefghi"), np.repeat([*range(9), -1], 10)
-    minutes = np.arange(100).astype("datetime64[m]").astype("datetime64[s]")
-    data = nm.datasets.SensorData(minutes, np.zeros((100, 1)), ("power",), ("W",), activity, names)
-    figure = plots.activity_timeline(data, np.full((100, 9), 1 / 9))
-    legend = figure.axes[0].get_legend()
-    assert [t.get_text() for t in legend.get_texts()] == [*names, "not known"]
-    assert legend.get_patches()[-1].get_hatch() == "////"
-    figure.canvas.draw()
-    box, image = figure.axes[1].get_window_extent(), np.asarray(figure.canvas.buffer_rgba())
-    row = image[image.shape[0] - int((box.y0 + box.y1) / 2), :, :3]
-    seen = [row[int(box.x0 + (i + 0.5) * box.width / 10)].tolist() for i in range(10)]
-    assert len({tuple(c) for c in seen}) == 10
-    assert np.ptp(seen[-1]) == 0  # grey or white
-    with pytest.raises(ValueError, match=r"probabilities must be \(100, 9\)"):
-        plots.activity_timeline(data, np.full((100, 8), 1 / 8))
-    del matplotlib

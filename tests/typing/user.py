@@ -37,4 +37,4 @@ posterior = nm.npe(key, model, sims, builder=nm.nsf, max_epochs=2, progress=Fals
 draws: dict[str, jax.Array] = posterior({"x": np.float32(0.3)}).sample(key, (10,))
 chain = nm.HMM(np.full(2, 0.5), np.full((2, 2), 0.5), np.zeros((5, 2)))
 path: jax.Array = chain.mode
-figure = plots.loss_curves({"flow": result})
+axes = plots.losses({"flow": result})
