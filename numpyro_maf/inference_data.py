@@ -19,7 +19,7 @@ __all__ = ["to_arviz"]
 
 
 def to_arviz(
-    samples: Mapping[str, ArrayLike],
+    samples: Any,
     model: Callable[..., Any],
     model_args: tuple[Any, ...] = (),
     model_kwargs: Mapping[str, Any] | None = None,
@@ -29,12 +29,13 @@ def to_arviz(
     coords: Mapping[str, Any] | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
 ) -> Any:
-    """ArviZ's InferenceData (ArviZ 0) or DataTree (ArviZ 1) of draws that no Markov chain made: of an SVI
-    guide, say.
+    """ArviZ's InferenceData (ArviZ 0) or DataTree (ArviZ 1) of draws by site: of an SVI guide, say.
 
     Each plate becomes a dimension, with ``0, 1, …`` as coordinates; observed sites become ``observed_data``.
+    The sites of a learned prior (:func:`~numpyro_maf.sample_sites`) are shown by name, not as one vector.
 
-    :param samples: by site, ``(S, *shape)``, as ``guide.sample_posterior`` gives them.
+    :param samples: by site, ``(S, *shape)``, as ``guide.sample_posterior`` gives them; or a ``MCMC`` that has
+        run, whose chains stay chains.
     :param model: run once with ``model_args`` and ``model_kwargs`` for its plates and data.
     :param prior: draws by site as well; ``posterior_predictive``: of the observed sites.
     :param coords: by dimension; ``dims``: names of event dimensions by site; both beside the plates'.
@@ -53,8 +54,10 @@ def to_arviz(
         "posterior_predictive": posterior_predictive,
     }
     shapes = {name: np.shape(site["value"]) for name, site in trace.items()}
+    learned = {name: site["infer"]["learned_sites"] for name, site in trace.items()
+               if "learned_sites" in site.get("infer", {})}  # fmt: skip
     groups = {
-        name: _one_chain("samples" if name == "posterior" else name, group, shapes)
+        name: _by_name(_chains("samples" if name == "posterior" else name, group, shapes), learned)
         for name, group in groups.items()
         if group
     }
@@ -78,15 +81,28 @@ def to_arviz(
     return arviz.from_dict(**(groups | options))
 
 
-def _one_chain(
-    group: str, samples: Mapping[str, ArrayLike], expected: dict[str, Any]
-) -> dict[str, np.ndarray]:
-    """A chain axis before the draws, which must be equally many, and of the model's shapes."""
+def _chains(group: str, samples: Any, expected: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Chain axis, draws, which must be equally many, and the model's shapes."""
+    chains = 1
+    if hasattr(samples, "get_samples"):
+        own = samples.get_samples(group_by_chain=True)
+        chains = len(next(iter(own.values())))
+        samples = {name: np.reshape(value, (-1, *value.shape[2:])) for name, value in own.items()}
     arrays = rows_by_site(group, samples, what="draws")
     for name, value in arrays.items():
         if value.shape[1:] != expected.get(name, value.shape[1:]):
             raise ValueError(f"{group}[{name!r}] must be (S, *{expected[name]}), got {value.shape}")
-    return {name: value[None] for name, value in arrays.items()}
+    return {name: value.reshape(chains, -1, *value.shape[1:]) for name, value in arrays.items()}
+
+
+def _by_name(group: dict[str, np.ndarray], learned: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The same, with the sites of learned priors in place of their vectors."""
+    for vector, sites in learned.items():
+        if vector in group:
+            values = {name: np.asarray(value) for name, value in sites.constrain(group[vector]).items()}
+            group = {name: value for name, value in group.items() if name != vector}
+            group = values | group
+    return group
 
 
 def _dims(site: dict[str, Any], event_dims: Sequence[str] | None) -> list[str]:

@@ -1,6 +1,7 @@
 """Learned priors: named sites as one flow, and Bayesian flows."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -302,3 +303,68 @@ def test_bayesian_flow_by_nuts_and_svi_against_quadrature():
     sample = partial(guide.sample_posterior, sample_shape=(2000,))
     draws = jax.jit(sample)(jax.random.key(2), params, x)
     np.testing.assert_allclose(draws["density"].mean(0), expected, rtol=0.15)
+
+
+# By name ------------------------------------------------------------------------------------------
+
+
+def gaussian_joint():
+    """A joint distribution whose flow is the identity: mu normal, tau log-normal."""
+
+    def model():
+        numpyro.sample("mu", dist.Normal(0, 1))
+        numpyro.sample("tau", dist.LogNormal(0, 1))
+
+    flow = nm.maf(0, 2, transforms=1, hidden=(4,))
+    return Joint(flow.with_weights(jax.tree.map(jnp.zeros_like, flow.weights)), Sites.of(model))
+
+
+def test_a_check_compares_by_name_and_tells_what_differs():
+    joint, rng = gaussian_joint(), np.random.default_rng(3)
+    z = rng.normal(size=(3000, 2))
+    same = joint.check({"mu": z[:, 0], "tau": np.exp(z[:, 1]), "other": z[:, 0]})
+    assert same.good and same.verdict.startswith("no difference found: the distribution functions of ")
+    assert list(same.table) == ["mu", "tau"] and same.distance < same.bound < 0.06
+    assert repr(same).startswith("JointCheck: no difference found") and len(repr(same)) < 400
+    shifted = joint.check({"mu": z[:, 0] + 0.5, "tau": np.exp(z[:, 1])})
+    assert not shifted.good and "differs from the samples in mu: " in shifted.verdict
+    np.testing.assert_allclose(shifted.distance, 2 * stats.norm.cdf(0.25) - 1, atol=0.04)
+    tied = joint.check({"mu": z[:, 0], "tau": np.exp(0.9 * z[:, 0] + 0.44 * z[:, 1])})
+    assert "rank correlation of mu and tau is " in tied.verdict and not tied.good
+    weights = np.exp(0.5 * z[:, 0])  # which shift a normal by a half
+    back = joint.check({"mu": z[:, 0] - 0.5, "tau": np.exp(z[:, 1])}, weights=weights)
+    assert back.good and back.count < 3000
+    for wrong, text in (({"mu": z[:, 0]}, "lacks the site 'tau'"), ({"mu": z, "tau": z[:, 0]}, "must be")):
+        with pytest.raises(ValueError, match=text):
+            joint.check(wrong)
+
+
+@pytest.mark.parametrize("given", ["dictionary", "mcmc"])
+def test_arviz_shows_the_sites_of_a_learned_prior_by_name(given):
+    joint = gaussian_joint()
+
+    def model(y=None):
+        sites = nm.sample_sites("prior", joint)
+        with numpyro.plate("rows", 3):
+            numpyro.sample("y", dist.Normal(sites["mu"], sites["tau"]), obs=y)
+
+    vector = np.random.default_rng(0).normal(size=(50, 2)).astype(np.float32)
+    samples = {"prior": vector}
+    if given == "mcmc":
+        chains = {"prior": vector.reshape(2, 25, 2), **joint.sites.constrain(vector.reshape(2, 25, 2))}
+        samples = SimpleNamespace(get_samples=lambda group_by_chain: chains)
+    found = nm.to_arviz(samples, model, (np.zeros(3, np.float32),)).posterior
+    assert set(found.data_vars) == {"mu", "tau"}
+    assert found["mu"].shape == ((2, 25) if given == "mcmc" else (1, 50))
+    expected = joint.sites.constrain(vector)
+    np.testing.assert_allclose(np.ravel(found["tau"]), expected["tau"], rtol=1e-5)
+
+
+def test_a_joint_distribution_goes_to_arviz_by_name():
+    sites = Sites.of(model, model_args=(0.5,))
+    joint = Joint(nm.maf(0, sites.width, transforms=1, hidden=(4,)), sites)
+    found = joint.to_arviz(0, 20, dims={"share": ["kind"]}).posterior
+    assert {name: found[name].shape[2:] for name in found.data_vars} == {
+        "mu": (), "tau": (), "share": (3,), "theta": (2,)
+    }  # fmt: skip
+    assert found["share"].dims[-1] == "kind"

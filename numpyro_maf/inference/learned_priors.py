@@ -17,14 +17,17 @@ import numpyro
 from jax import Array
 from jax.tree_util import register_dataclass
 from jax.typing import ArrayLike
+from numpyro.distributions import ImproperUniform
 
 from numpyro_maf.codec import storable
 from numpyro_maf.flows.builders import nsf
 from numpyro_maf.flows.domains import check_values
 from numpyro_maf.flows.flow import Flow
 from numpyro_maf.inference.modules import flow_module
+from numpyro_maf.inference.prior_checks import JointCheck, compared
 from numpyro_maf.inference.sites import Sites
-from numpyro_maf.inputs import by_site, check_finite
+from numpyro_maf.inference_data import to_arviz
+from numpyro_maf.inputs import as_numbers, by_site, check_finite, rows_by_site
 from numpyro_maf.pytrees import Described
 from numpyro_maf.rng import as_key, as_shape, split
 from numpyro_maf.train.likelihood import fit
@@ -62,6 +65,40 @@ class Joint(Described):
         log_prob = self.flow().log_prob(vector) - self.sites.log_det(vector)
         return jnp.where(self.sites.contains(values), log_prob, -jnp.inf)
 
+    def check(
+        self, samples: Any, *, key: ArrayLike = 0, weights: ArrayLike | None = None, tolerance: float = 0.05
+    ) -> JointCheck:
+        """Compare draws of this distribution with samples, number by number and pair by pair.
+
+        :param samples: as for :func:`fit_sites`, best some that it was not fitted to.
+        :param key: a ``jax.random`` key, or an integer, for as many draws as there are samples.
+        :param weights: ``(N,)``, how much each sample counts.
+        :param tolerance: distance between distribution functions that is called small.
+        :raises ValueError: for missing sites, unequal numbers of samples, and weights of another shape.
+        """
+        values = rows_by_site("samples", by_name(samples), self.sites.names, "samples")
+        for name, shape in zip(self.sites.names, self.sites.shapes):
+            check_finite(f"samples[{name!r}]", values[name])
+            if values[name].shape[1:] != shape:
+                raise ValueError(f"samples[{name!r}] must be (N, *{shape}), got {values[name].shape}")
+        count = len(values[self.sites.names[0]])
+        mass = np.ones(count) if weights is None else np.asarray(as_numbers("weights", weights), float)
+        if mass.shape != (count,) or (mass < 0).any() or not mass.sum() > 0:
+            raise ValueError(f"weights must be {count} numbers of at least 0, some of them positive")
+        draws = jax.jit(lambda key: self.sample(key, (count,)))(as_key(key))
+        chosen = {name: values[name] for name in self.sites.names}
+        return compared(chosen, {k: np.asarray(v) for k, v in draws.items()}, mass, tolerance)
+
+    def to_arviz(self, key: ArrayLike = 0, num_samples: int = 1000, **options: Any) -> Any:
+        """Draws by site as ArviZ's data; see :func:`~numpyro_maf.to_arviz` for ``coords`` and ``dims``."""
+
+        def model() -> None:
+            for name, shape, support in zip(self.sites.names, self.sites.shapes, self.sites.supports):
+                flat = ImproperUniform(support, (), shape[len(shape) - support.event_dim :])
+                numpyro.sample(name, flat.expand(shape[: len(shape) - support.event_dim]))
+
+        return to_arviz(self.sample(key, num_samples), model, **options)
+
 
 def fit_sites(
     key: ArrayLike,
@@ -85,7 +122,7 @@ def fit_sites(
     :raises ValueError: when no site is there, for discrete sites, and samples outside their support.
     """
     check_options("fit_sites", options)
-    values = _by_name(samples)
+    values = by_name(samples)
     sites = Sites.of(model, set(values), model_args, model_kwargs)
     values = by_site("samples", {name: values[name] for name in sites.names})
     for name, support in zip(sites.names, sites.supports):
@@ -103,7 +140,8 @@ def fit_sites(
 def sample_sites(name: str, joint: Joint, *, frozen: bool = True) -> dict[str, Array]:
     """Use a joint distribution as the prior of its sites in a model.
 
-    Its vector is the sample site ``name``; the values follow as deterministic sites of their own names.
+    Its vector is the sample site ``name``; the values follow as deterministic sites of their own names, which
+    :func:`~numpyro_maf.to_arviz` shows in place of the vector.
 
     :param joint: from :func:`fit_sites`.
     :param frozen: False to train its weights too, from where they are, as the param site ``name$params``.
@@ -111,11 +149,12 @@ def sample_sites(name: str, joint: Joint, *, frozen: bool = True) -> dict[str, A
     """
     if not isinstance(joint, Joint):
         raise TypeError(f"sample_sites takes a Joint from fit_sites, got {type(joint).__name__}")
-    vector = numpyro.sample(name, flow_module(name, joint.flow, frozen=frozen)())
+    d = flow_module(name, joint.flow, frozen=frozen)()
+    vector = numpyro.sample(name, d, infer={"learned_sites": joint.sites})
     return {k: numpyro.deterministic(k, v) for k, v in joint.sites.constrain(vector).items()}
 
 
-def _by_name(samples: Any) -> dict[str, Any]:
+def by_name(samples: Any) -> dict[str, Any]:
     """Samples by name, ``(N, ...)``, from what holds them."""
     if hasattr(samples, "get_samples"):
         return samples.get_samples()
