@@ -394,6 +394,8 @@ FLOORS = [
     {"sbi"},
     {"answers", "migrations"},
     {"io"},
+    {"commands"},
+    {"__main__"},
 ]
 # Public paths of what lives elsewhere.
 PATHS = {"embeddings", "conditionals", "encoders", "guides", "sites", "flow"}
