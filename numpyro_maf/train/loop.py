@@ -18,13 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from tqdm.auto import tqdm
 
 from numpyro_maf.rng import as_key, split
 from numpyro_maf.train.checkpoints import Checkpoint, about
 from numpyro_maf.train.data import Rows
 from numpyro_maf.train.interrupts import Interrupted, Interrupts, Pace
 from numpyro_maf.train.options import TrainOptions, check_options
+from numpyro_maf.train.progress import Progress
 from numpyro_maf.train.state import NotFiniteError, Trained, TrainState
 
 __all__ = ["train", "train_best"]
@@ -82,7 +82,7 @@ def train(
         the patience has passed without improvement. 1 for never.
     :param tolerance: by how much a loss must fall to count as an improvement in this; the best parameters are
         kept in any case.
-    :param progress: show a progress bar.
+    :param progress: show a line about the epochs. The logger ``numpyro_maf.train`` has records in any case.
     :param callback: called with the :class:`TrainState` after each epoch; if it returns True, training stops.
     :param state: go on from here, with the other arguments as they were; the result is the same, bit by bit,
         as if training had not stopped.
@@ -114,7 +114,7 @@ def train(
     chunk = max(size, 1024 if len(valid_rows) > 1024 else 256)
     impl = jax.random.key_impl(key)
     stopped, failure, paces = "", None, (Pace(), Pace())
-    bar = tqdm(total=max_epochs, disable=not progress, desc="fit", unit="epoch")
+    bar = Progress("fit", max_epochs, patience, progress)
     place: Any = nullcontext()
     if checkpoint is not None:
         options = dict(batch_size=batch_size, learning_rate=rate, patience=patience, average=average)
@@ -129,7 +129,7 @@ def train(
             state = TrainState(params, params, params, start, np.asarray(jax.random.key_data(key)), rate)
         state = state.restored()
         state = state if checkpoint is None else place.resumed(state)
-        bar.update(state.epochs)
+        bar.started(state)
         epochs_key, valid_key = split(jax.random.wrap_key_data(jnp.asarray(state.key), impl=impl))
         seed = np.asarray(jax.random.key_data(epochs_key))
 
@@ -174,16 +174,15 @@ def train(
                 state = _judged(new, patience, anneal, tolerance)
                 if checkpoint is not None:
                     place.keep(state)
-                bar.update()
-                bar.set_postfix(loss=f"{state.train_loss[-1]:.4f}", best=f"{state.best_loss:.4f}")
+                bar.epoch(state)
                 if callback is not None and callback(state):
-                    stopped = "callback"
+                    stopped = bar.why = "callback"
         except Interrupted:
             if state.best_epoch < 0:
                 raise
-            bar.write("interrupted: the best so far is kept")
+            bar.why = "interrupted, the best so far is kept"
         except NotFiniteError as error:
-            stopped, failure = "not finite", error
+            stopped, failure, bar.why = "not finite", error, "the loss is not finite"
     if interrupts.count:
         stopped = "interrupted"
     if failure is None and state.best_epoch < 0:
