@@ -13,7 +13,7 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export MPLBACKEND = agg
 DATA ?= $(NUMPYRO_MAF_DATA)
 
-.PHONY: demo test test-brief test-all lint types docs notebooks benchmark fits clean
+.PHONY: demo test test-brief test-all lint types package docs notebooks benchmark fits clean
 
 demo: $(VENV)/ready
 	$(BIN)/python -m numpyro_maf.examples.smart_home --out out/smart_home
@@ -36,6 +36,10 @@ lint: $(VENV)/ready
 
 types: $(VENV)/ready
 	bash tests/typing/check.sh $(BIN)/python
+
+# Wheel and sdist, checked, and the wheel in an empty environment: PYTHONS="python3.12 python3.13" for more.
+package: $(VENV)/ready
+	bash tests/package/check.sh $(BIN)/python $(PYTHONS)
 
 docs: export JAX_DISABLE_MOST_OPTIMIZATIONS = 1
 docs: $(VENV)/ready

@@ -7,8 +7,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from numpyro_maf._version import __version__
-from numpyro_maf.answers.comparison import Comparison, compare
-from numpyro_maf.answers.inferring import Answer, infer
 from numpyro_maf.flows.assembly import from_spec
 from numpyro_maf.flows.autoregressive import Autoregressive, InverseAutoregressive, MaskedAutoregressive
 from numpyro_maf.flows.bijectors import Bijector, Chain, Inverse, Part
@@ -36,21 +34,6 @@ from numpyro_maf.inference.guides import AutoFlow, AutoIAF, AutoMAF
 from numpyro_maf.inference.learned_priors import Joint, fit_sites, sample_sites
 from numpyro_maf.inference.modules import flow_module, random_flow_module
 from numpyro_maf.inference_data import to_arviz
-from numpyro_maf.io import load, save
-from numpyro_maf.sbi import (
-    Sequential,
-    Simulations,
-    Simulator,
-    learned,
-    nle,
-    npe,
-    nre,
-    simulate,
-    smc,
-    snle,
-    snpe,
-    snre,
-)
 from numpyro_maf.train.dequantize import Dequantize, bits_per_dimension
 from numpyro_maf.train.likelihood import FitResult, fit, fit_mixture
 
@@ -61,7 +44,32 @@ if TYPE_CHECKING:
     from numpyro_maf import embeddings as embeddings
     from numpyro_maf import plots as plots
     from numpyro_maf import sbi as sbi
+    from numpyro_maf.answers.comparison import Comparison, compare
+    from numpyro_maf.answers.inferring import Answer, infer
+    from numpyro_maf.io import load, save
+    from numpyro_maf.sbi import (
+        Sequential,
+        Simulations,
+        Simulator,
+        learned,
+        nle,
+        npe,
+        nre,
+        simulate,
+        smc,
+        snle,
+        snpe,
+        snre,
+    )
 
+# Names that are imported on first use, with their modules: whoever wants a flow need not wait for them.
+_SBI = "Sequential Simulations Simulator learned nle npe nre simulate smc snle snpe snre"
+_LATER = {
+    **dict.fromkeys(("Comparison", "compare"), "answers.comparison"),
+    **dict.fromkeys(("Answer", "infer"), "answers.inferring"),
+    **dict.fromkeys(("load", "save"), "io"),
+    **dict.fromkeys(_SBI.split(), "sbi"),
+}
 # Rooms that resolve on first use: plots bring matplotlib, data sets are for examples.
 _ROOMS = {
     "conditionals",
@@ -80,11 +88,13 @@ _ROOMS = {
 def __getattr__(name: str) -> Any:
     if name in _ROOMS:
         return import_module(f"numpyro_maf.{name}")
+    if name in _LATER:
+        return globals().setdefault(name, getattr(import_module(f"numpyro_maf.{_LATER[name]}"), name))
     raise AttributeError(f"module 'numpyro_maf' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_ROOMS})
+    return sorted({*globals(), *_ROOMS, *_LATER})
 
 
 __all__ = [

@@ -30,7 +30,7 @@ class SBC(NamedTuple):
     """The result of :func:`sbc`; printing it gives the verdict.
 
     :param ranks: ``(N, D)``: how many of the L draws lie below the truth.
-    :param draws: L.
+    :param draws: number of draws of each posterior, L.
     :param pvalues: ``(D,)``, of uniform ranks.
     :param names: of the D numbers.
     """

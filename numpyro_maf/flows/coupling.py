@@ -105,7 +105,7 @@ class Coupling(Conditioned):
     :param context: ``(..., C)``, or None.
     :param scalar: the scalar map, applied forward from data to base.
     :param moved: the features that are mapped, ascending.
-    :param features: D.
+    :param features: width of the events, D.
     :param context_width: C, 0 for none.
     """
 

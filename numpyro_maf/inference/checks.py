@@ -171,7 +171,7 @@ def check_guide(
     :param key: a ``jax.random`` key.
     :param params: of a trained guide, such as ``svi_result.params``.
     :param args: of model and guide, with ``kwargs``.
-    :param num_samples: S.
+    :param num_samples: number of draws, S.
     :raises ValueError: where no draw has a finite weight; and for subsampled models that cannot be judged by
         row: two subsampled plates, no variables of the guide in the plate, or rows that depend on each other.
     """

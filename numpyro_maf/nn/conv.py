@@ -57,8 +57,8 @@ class ConvNet:
     ) -> ConvNet:  # fmt: skip
         """Random weights; the outputs start near ``initial``.
 
-        :param outputs: P.
-        :param inputs: Q.
+        :param outputs: number of channels of the result, P.
+        :param inputs: number of channels of the input, Q.
         :param context: C, 0 for none.
         :param width: F, channels of the hidden layers; ``blocks``: how many of them.
         :param heads: of the attention, a divisor of F; 0 for convolutions alone.

@@ -51,7 +51,7 @@ class DeepSet(Embedding):
     Zaheer et al., *Deep Sets* (2017), Theorem 2. For independent data in any order and number:
     ``x`` is ``(B, N, F)``, or ``(B, N)`` for single numbers; N may differ from one call to the next.
 
-    :param outputs: C.
+    :param outputs: width of the summary, C.
     :param hidden: widths of the hidden layers of both networks.
     """
 
@@ -82,7 +82,7 @@ class Conv(Embedding):
     with ``axes=2``.
 
     :param axes: of convolution, 1 or 2.
-    :param outputs: C.
+    :param outputs: width of the summary, C.
     :param channels: of each convolution; the mean over pairs halves the length after each.
     :param kernel: how many neighbours each sees.
     """
@@ -127,7 +127,7 @@ class GRU(Embedding):
 
     Times that are missing leave the state as it is.
 
-    :param outputs: C.
+    :param outputs: width of the summary, C.
     :param width: of the state.
     """
 
@@ -164,7 +164,7 @@ class Attention(Embedding):
 
     ``x`` is ``(B, N, F)`` or ``(B, N)``. Order does not matter; where it should, make the time a feature.
 
-    :param outputs: C.
+    :param outputs: width of the summary, C.
     :param width: of each element's state, a multiple of ``heads``.
     :param blocks: of attention and a small network.
     """

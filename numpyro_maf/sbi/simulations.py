@@ -140,7 +140,7 @@ def simulate(
 
     :param key: a ``jax.random`` key, or an integer.
     :param model: its sample sites are drawn, unless ``obs`` of one is given.
-    :param num_simulations: N.
+    :param num_simulations: number of simulations, N.
     :param args: of the model, with all other ``kwargs``.
     :param executor: runs all simulators but those with ``host=False``. Any of ``concurrent.futures``,
         ``dask.distributed.Client.get_executor()``, ``mpi4py.futures.MPIPoolExecutor``. None to run those that

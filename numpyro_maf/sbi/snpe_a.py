@@ -140,7 +140,7 @@ def fit_gaussians(
 ) -> GaussianEstimator:
     """Learn mixtures of Gaussians from simulations of ``proposal``, or of the prior.
 
-    :param components: K.
+    :param components: number of components of the mixture, K.
     """
     net_key, start_key, network_key, prior_key, fit_key = split(key, 5)
     sites: Any = prepared.sites

@@ -90,7 +90,7 @@ def smc(
     :param model: every observed site needs a density, or a learned one.
     :param observation: values by site.
     :param likelihoods: by site, as for :func:`~numpyro_maf.learned`.
-    :param num_particles: N.
+    :param num_particles: number of particles, N.
     :param moves: of each particle at each temperature, and ``last_moves`` at the last.
     """
     setting = Setting(model, tuple(model_args), dict(model_kwargs or {}))
