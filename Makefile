@@ -45,6 +45,7 @@ docs: export JAX_DISABLE_MOST_OPTIMIZATIONS = 1
 docs: $(VENV)/ready
 	$(BIN)/python -m pytest -q -n $(WORKERS) docs
 	$(BIN)/sphinx-build -W -q -b html docs build/docs
+	$(BIN)/python docs/check.py build/docs
 
 notebooks: $(VENV)/ready
 	$(BIN)/python notebooks/run.py --jobs $(WORKERS)

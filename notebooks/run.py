@@ -24,6 +24,7 @@ STRICT = """
 import warnings
 warnings.simplefilter("error")
 warnings.filterwarnings("ignore", message="IProgress not found")
+get_ipython().run_line_magic("config", "InlineBackend.figure_formats = {'retina'}")
 """
 LONGEST = ["tour", "likelihood", "guide", "posterior", "flat", "prior"]  # which begin first
 RELAX = "warnings.simplefilter('ignore')"  # the kernel's own, at its end

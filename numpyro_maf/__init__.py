@@ -24,20 +24,10 @@ from numpyro_maf.flows.scalars import Additive, Affine, Compose, MixtureCDF, Sca
 from numpyro_maf.flows.splines import CircularSpline, PiecewiseLinear, PiecewiseQuadratic, RQSpline
 from numpyro_maf.flows.supports import Logit, Probit, Reshape
 from numpyro_maf.hmm import HMM
-from numpyro_maf.inference.amortized import AutoAmortized
-from numpyro_maf.inference.checks import GuideCheck, check_guide
-from numpyro_maf.inference.completion import Completer, complete, fit_completer
-from numpyro_maf.inference.distillation import distill
-from numpyro_maf.inference.elbo import PathELBO
-from numpyro_maf.inference.guide_runs import GuideRun, fit_guide
-from numpyro_maf.inference.guides import AutoFlow, AutoIAF, AutoMAF
-from numpyro_maf.inference.learned_priors import Joint, fit_sites, sample_sites
-from numpyro_maf.inference.modules import flow_module, random_flow_module
-from numpyro_maf.inference_data import to_arviz
-from numpyro_maf.train.dequantize import Dequantize, bits_per_dimension
-from numpyro_maf.train.likelihood import FitResult, fit, fit_mixture
+from numpyro_maf.semi_markov import HSMM
 
 if TYPE_CHECKING:
+    from numpyro_maf import activities as activities
     from numpyro_maf import conditionals as conditionals
     from numpyro_maf import datasets as datasets
     from numpyro_maf import diagnostics as diagnostics
@@ -46,6 +36,17 @@ if TYPE_CHECKING:
     from numpyro_maf import sbi as sbi
     from numpyro_maf.answers.comparison import Comparison, compare
     from numpyro_maf.answers.inferring import Answer, infer
+    from numpyro_maf.baum_welch import fit_hmm
+    from numpyro_maf.inference.amortized import AutoAmortized
+    from numpyro_maf.inference.checks import GuideCheck, check_guide
+    from numpyro_maf.inference.completion import Completer, complete, fit_completer
+    from numpyro_maf.inference.distillation import distill
+    from numpyro_maf.inference.elbo import PathELBO
+    from numpyro_maf.inference.guide_runs import GuideRun, fit_guide
+    from numpyro_maf.inference.guides import AutoFlow, AutoIAF, AutoMAF
+    from numpyro_maf.inference.learned_priors import Joint, fit_sites, sample_sites
+    from numpyro_maf.inference.modules import flow_module, random_flow_module
+    from numpyro_maf.inference_data import to_arviz
     from numpyro_maf.io import load, save
     from numpyro_maf.sbi import (
         Sequential,
@@ -61,17 +62,33 @@ if TYPE_CHECKING:
         snpe,
         snre,
     )
+    from numpyro_maf.train.dequantize import Dequantize, bits_per_dimension
+    from numpyro_maf.train.likelihood import FitResult, fit, fit_mixture
 
-# Names that are imported on first use, with their modules: whoever wants a flow need not wait for them.
-_SBI = "Sequential Simulations Simulator learned nle npe nre simulate smc snle snpe snre"
+# Names that are imported on first use, by module: whoever wants a flow need not wait for them.
 _LATER = {
-    **dict.fromkeys(("Comparison", "compare"), "answers.comparison"),
-    **dict.fromkeys(("Answer", "infer"), "answers.inferring"),
-    **dict.fromkeys(("load", "save"), "io"),
-    **dict.fromkeys(_SBI.split(), "sbi"),
+    "answers.comparison": "Comparison compare",
+    "answers.inferring": "Answer infer",
+    "baum_welch": "fit_hmm",
+    "inference.amortized": "AutoAmortized",
+    "inference.checks": "GuideCheck check_guide",
+    "inference.completion": "Completer complete fit_completer",
+    "inference.distillation": "distill",
+    "inference.elbo": "PathELBO",
+    "inference.guide_runs": "GuideRun fit_guide",
+    "inference.guides": "AutoFlow AutoIAF AutoMAF",
+    "inference.learned_priors": "Joint fit_sites sample_sites",
+    "inference.modules": "flow_module random_flow_module",
+    "inference_data": "to_arviz",
+    "train.dequantize": "Dequantize bits_per_dimension",
+    "train.likelihood": "FitResult fit fit_mixture",
+    "io": "load save",
+    "sbi": "Sequential Simulations Simulator learned nle npe nre simulate smc snle snpe snre",
 }
+_PLACES = {name: module for module, names in _LATER.items() for name in names.split()}
 # Rooms that resolve on first use: plots bring matplotlib, data sets are for examples.
 _ROOMS = {
+    "activities",
     "conditionals",
     "datasets",
     "diagnostics",
@@ -88,13 +105,13 @@ _ROOMS = {
 def __getattr__(name: str) -> Any:
     if name in _ROOMS:
         return import_module(f"numpyro_maf.{name}")
-    if name in _LATER:
-        return globals().setdefault(name, getattr(import_module(f"numpyro_maf.{_LATER[name]}"), name))
+    if name in _PLACES:
+        return globals().setdefault(name, getattr(import_module(f"numpyro_maf.{_PLACES[name]}"), name))
     raise AttributeError(f"module 'numpyro_maf' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_ROOMS, *_LATER})
+    return sorted({*globals(), *_ROOMS, *_PLACES})
 
 
 __all__ = [
@@ -124,6 +141,7 @@ __all__ = [
     "GuideCheck",
     "GuideRun",
     "HMM",
+    "HSMM",
     "Inverse",
     "InverseAutoregressive",
     "Joint",
@@ -162,6 +180,7 @@ __all__ = [
     "fit",
     "fit_completer",
     "fit_guide",
+    "fit_hmm",
     "fit_mixture",
     "fit_sites",
     "flow_module",

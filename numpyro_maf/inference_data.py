@@ -35,7 +35,7 @@ def to_arviz(
     The sites of a learned prior (:func:`~numpyro_maf.sample_sites`) are shown by name, not as one vector.
 
     :param samples: by site, ``(S, *shape)``, as ``guide.sample_posterior`` gives them; or a ``MCMC`` that has
-        run, whose chains stay chains.
+        run, whose chains stay chains; of a reparametrised model the auxiliary sites are left out.
     :param model: run once with ``model_args`` and ``model_kwargs`` for its plates and data.
     :param prior: draws by site as well; ``posterior_predictive``: of the observed sites.
     :param coords: by dimension; ``dims``: names of event dimensions by site; both beside the plates'.
@@ -86,6 +86,7 @@ def _chains(group: str, samples: Any, expected: dict[str, Any]) -> dict[str, np.
     chains = 1
     if hasattr(samples, "get_samples"):
         own = samples.get_samples(group_by_chain=True)
+        own = {name: value for name, value in own.items() if name in expected} or own
         chains = len(next(iter(own.values())))
         samples = {name: np.reshape(value, (-1, *value.shape[2:])) for name, value in own.items()}
     arrays = rows_by_site(group, samples, what="draws")

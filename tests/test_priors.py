@@ -352,6 +352,7 @@ def test_arviz_shows_the_sites_of_a_learned_prior_by_name(given):
     samples = {"prior": vector}
     if given == "mcmc":
         chains = {"prior": vector.reshape(2, 25, 2), **joint.sites.constrain(vector.reshape(2, 25, 2))}
+        chains["auto_shared_latent"] = np.zeros((2, 25, 3))  # as NeuTra leaves one
         samples = SimpleNamespace(get_samples=lambda group_by_chain: chains)
     found = nm.to_arviz(samples, model, (np.zeros(3, np.float32),)).posterior
     assert set(found.data_vars) == {"mu", "tau"}
