@@ -266,40 +266,41 @@ def mog(key):
     return nm.maf(key, 2, transforms=1, hidden=(6,), base=nm.made(key, 2, columns=Mixture(3), hidden=(6,)))
 
 
-beta = dist.Beta(5.0, 5.0).expand([2]).to_event(1)
+unit = dist.Uniform(0.0, 1.0).expand([2]).to_event(1)
 bounded = dist.Uniform(-1.0, 1.0).expand([2]).to_event(1)
+# Where a member without context, or in two dimensions, has two transforms, its like has one.
 FLOWS = {
     "maf": flow(nm.maf, 2),
     "maf-1d": flow(nm.maf, 1),
     "maf-context": flow(nm.maf, 2, context=2),
     "maf-relu": flow(nm.maf, 2, activation="relu", mixing="random"),
     "maf-bounded": flow(nm.maf, 2, base=bounded),
-    "maf-heavy": flow(nm.maf, 2, base=dist.StudentT(5.0).expand([2]).to_event(1)),
+    "maf-heavy": flow(nm.maf, 2, transforms=1, base=dist.StudentT(5.0).expand([2]).to_event(1)),
     "maf-1d-context": flow(nm.maf, 1, context=1),
     "iaf": flow(nm.iaf, 2),
     "iaf-1d": flow(nm.iaf, 1),
     "iaf-context": flow(nm.iaf, 2, context=1),
     "nsf": flow(nm.nsf, 2, scalar=SCALARS["spline"]),
-    "nsf-1d": flow(nm.nsf, 1, scalar=SCALARS["spline"]),
-    "nsf-context": flow(nm.nsf, 2, context=2, scalar=SCALARS["spline"]),
+    "nsf-1d": flow(nm.nsf, 1, transforms=1, scalar=SCALARS["spline"]),
+    "nsf-context": flow(nm.nsf, 2, transforms=1, context=2, scalar=SCALARS["spline"]),
     "nice": flow(nm.maf, 2, scalar=nm.Additive()),
     "maf-linear": flow(nm.maf, 2, mixing="linear"),
     "maf-mixture": flow(nm.maf, 2, transforms=1, scalar=SCALARS["mixture"]),
-    "maf-cdf": flow(nm.maf, 2, transforms=1, scalar=SCALARS["mixture-gaussian"], base=beta),
+    "maf-cdf": flow(nm.maf, 2, transforms=1, scalar=SCALARS["mixture-gaussian"], base=unit),
     "maf-mog": Case(mog, 2),
     "maf-logit": flow(nm.maf, 2, transforms=1, logit=0.05),
-    "nsf-coupling": flow(nm.nsf, 2, scalar=SCALARS["spline"], coupling=True, context=1),
+    "nsf-coupling": flow(nm.nsf, 2, transforms=1, scalar=SCALARS["spline"], coupling=True, context=1),
     "realnvp": flow(nm.realnvp, 2),
     "realnvp-1d": flow(nm.realnvp, 1),
     "realnvp-image": flow(nm.realnvp, (2, 2, 1), hidden=(4,), context=1, logit=0.05, levels=1),
     "nice-coupling": flow(nm.nice, 2),
     "nis": flow(nm.nis, 2, scalar=SCALARS["quadratic"]),
-    "nis-context": flow(nm.nis, 2, scalar=SCALARS["linear"], context=1),
+    "nis-context": flow(nm.nis, 2, transforms=1, scalar=SCALARS["linear"], context=1),
     "glow": flow(nm.glow, 2),
-    "glow-context": flow(nm.glow, 2, context=1),
+    "glow-context": flow(nm.glow, 2, transforms=1, context=1),
     "flowpp": flow(nm.flowpp, 2, transforms=1, hidden=(4,), heads=2),
     "circular": flow(nm.circular, 2, scalar=SCALARS["circular"]),
-    "circular-1d": flow(nm.circular, 1, scalar=SCALARS["circular"], context=1),
+    "circular-1d": flow(nm.circular, 1, transforms=1, scalar=SCALARS["circular"], context=1),
     "elementwise": flow(nm.elementwise, 2, scalar=SCALARS["spline"]),
     "elementwise-context": flow(nm.elementwise, 2, context=1, scalar=nm.Affine()),
 }

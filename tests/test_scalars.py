@@ -37,34 +37,57 @@ def edges(scalar):
 
 @lru_cache(None)
 def program(scalar):
-    """Both ways, with slopes by autodiff and all gradients: one jitted function of params and points."""
+    """Forward at ``x`` and inverse at ``z``, slopes by autodiff, and a pullback: each stands once in it."""
+
+    def both(params, x, z):
+        ways = scalar.forward(params, x), scalar.inverse(params, z)
+        return tuple(a for way in ways for a in jnp.broadcast_arrays(*way))
 
     @jax.jit
-    def run(params, x):
-        one = jnp.ones_like(x)
-        (y, slope), (dy, _) = jax.jvp(partial(scalar.forward, params), (x,), (one,))
-        (back, inverse_slope), (dx, _) = jax.jvp(partial(scalar.inverse, params), (y,), (one,))
-        facts = dict(y=y, slope=slope, dy=dy, back=back, inverse_slope=inverse_slope, dx=dx)
-        for name, function in [("forward", scalar.forward), ("inverse", scalar.inverse)]:
-            # Each point has its own parameters, so that a gradient of the sum is one of each.
-            both = partial(lambda f, p, x: tuple(jnp.broadcast_arrays(*f(p, x))), function)
-            facts[name], pull = jax.vjp(both, params, x)
-            for value, basis in [("value", (one, 0 * one)), ("slope", (0 * one, one))]:
-                facts[f"{name} {value} gradient"] = pull(basis)
-        facts["forth"] = scalar.forward(params, facts["inverse"][0])[0]
-        facts["alone"] = scalar.forward(params[:, 4], x[4])
-        facts["batch"] = scalar.forward(params[:, :6].reshape(-1, 2, 3), x[:6].reshape(2, 3))
-        return facts
+    def run(params, x, z, cotangent):
+        values, push = jax.linearize(both, params, x, z)
+        pull = jax.linear_transpose(push, params, x, z)
+        dy, _, dx, _ = push(jnp.zeros_like(params), jnp.ones_like(x), jnp.ones_like(z))
+        return {
+            "values": values,
+            "slopes": (dy, dx),
+            "pulled": pull(tuple(jnp.broadcast_to(c, x.shape) for c in cotangent)),
+            "alone": scalar.forward(params[:, 4], x[4]),
+            "batch": scalar.forward(params[:, :6].reshape(-1, 2, 3), x[:6].reshape(2, 3)),
+        }
 
     return run
 
 
-def facts(scalar, params, x, dtype=np.float64):
-    """At any number of points up to 400: always the same program, its results without what filled it up."""
+# Of what the gradient is: the value or the log-slope of the one way or of the other.
+GRADIENTS = ["forward value", "forward slope", "inverse value", "inverse slope"]
+
+
+def run(scalar, params, x, z, dtype=np.float64, of="forward value"):
+    """At any number of points up to 400: always the same program, its results without what filled it up.
+
+    Each point has its own parameters, so that a gradient of a sum is one of each.
+    """
     at = np.arange(400) % len(x)
+    args = params[:, at], np.asarray(x)[at], np.asarray(z)[at], [float(name == of) for name in GRADIENTS]
     with jax.enable_x64(dtype == np.float64):
-        found = program(scalar)(params[:, at].astype(dtype), np.asarray(x)[at].astype(dtype))
+        found = program(scalar)(*jax.tree.map(partial(np.asarray, dtype=dtype), args))
     return jax.tree.map(lambda a: np.asarray(a)[..., : len(x)] if np.shape(a)[-1:] == (400,) else a, found)
+
+
+def facts(scalar, params, x, dtype=np.float64):
+    """Both ways at the points, and both round trips, with slopes and all that ``program`` has."""
+    at = run(scalar, params, x, x, dtype)
+    y, slope, there, its_slope = at["values"]
+    returned = run(scalar, params, there, y, dtype)
+    back, inverse_slope = returned["values"][2:]
+    return {
+        **dict(forward=(y, slope), inverse=(there, its_slope), alone=at["alone"], batch=at["batch"]),
+        **dict(y=y, slope=slope, dy=at["slopes"][0]),
+        **dict(back=back, inverse_slope=inverse_slope, dx=returned["slopes"][1]),
+        "forth": returned["values"][0],
+        "forward value gradient": at["pulled"][:2],
+    }
 
 
 def errors(scalar, params, x, dtype=np.float64):
@@ -149,9 +172,10 @@ def test_edges_are_finite_and_right(scalar, size):
 @pytest.mark.parametrize("size", [0.0, 1.0, 30.0])
 def test_gradients_are_finite_everywhere(scalar, direction, size):
     x = edges(scalar)
-    at = facts(scalar, size * parameters(scalar, len(x)), x, np.float32)
-    for leaf in jax.tree.leaves([at[f"{direction} {value} gradient"] for value in ("value", "slope")]):
-        assert np.isfinite(leaf).all()
+    params = size * parameters(scalar, len(x))
+    for of in (f"{direction} value", f"{direction} slope"):
+        for leaf in jax.tree.leaves(run(scalar, params, x, x, np.float32, of)["pulled"]):
+            assert np.isfinite(leaf).all()
 
 
 @each_scalar
@@ -220,7 +244,7 @@ def test_splines_pass_through_their_knots(name):
     back = facts(spline, repeated, y)["inverse"]
     np.testing.assert_allclose(back, (x, -np.log(slopes)), rtol=1e-7, atol=1e-8)
     # The derivative of the log-slope by the slope's own parameter, where both bins meet.
-    slope_by = at["forward slope gradient"][0][2 * k, 0]
+    slope_by = run(spline, repeated, x, x, of="forward slope")["pulled"][0][2 * k, 0]
     np.testing.assert_allclose(slope_by, expit(params[2 * k] + shift) / slopes[0], rtol=1e-5)
 
 
@@ -229,14 +253,14 @@ def test_splines_are_the_identity_outside_their_box(name):
     spline = SCALARS[name]
     x = edges(spline)
     x = x[abs(x) >= spline.bound]
-    at = facts(spline, parameters(spline, len(x)), x, np.float32)
+    params = parameters(spline, len(x))
+    at = facts(spline, params, x, np.float32)
     for direction in ("forward", "inverse"):
         y, log_slope = at[direction]
         np.testing.assert_array_equal(y, x)
         np.testing.assert_array_equal(log_slope, np.zeros_like(x))
-        # The parameters do not act there.
-        for value in ("value", "slope"):
-            assert (at[f"{direction} {value} gradient"][0] == 0).all()
+    for of in GRADIENTS:  # the parameters do not act there
+        assert (run(spline, params, x, x, np.float32, of)["pulled"][0] == 0).all()
 
 
 @each_spline

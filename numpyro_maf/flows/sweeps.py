@@ -58,7 +58,7 @@ def sweep(layers: Layers, offsets, activate, emit, gains=None, data=(), *, rows,
     :param gains: None, or one ``(H, B)`` for each hidden layer.
     :param data: arrays ``(…, D, B)``, handed to ``emit`` by rows.
     :param rows: R, how many numbers ``emit`` results in for each dimension.
-    :param size: B.
+    :param size: number of events, B.
     :param dtype: of everything computed.
     :return: all inputs ``(Q, D, B)`` and all results ``(R, D, B)``.
     """
@@ -344,7 +344,6 @@ def _solve_linearised(layers, gains, slopes, a, b, given):
     return lax.custom_linear_solve(matvec, given, solve, transpose_solve)
 
 
-# Outside of any jit one compilation takes the place of one for each operation; inside they dissolve.
-_compiled_forward, _compiled_inverse = (
-    jax.jit(f, static_argnums=(0, 1), inline=True) for f in (_forward, _inverse)
-)
+# Outside of any jit one compilation takes the place of one for each operation; inside, layers of the same
+# shapes are traced and lowered once.
+_compiled_forward, _compiled_inverse = (jax.jit(f, static_argnums=(0, 1)) for f in (_forward, _inverse))
