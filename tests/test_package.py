@@ -63,7 +63,8 @@ def test_extras_that_messages_and_pages_name_exist():
 
 def test_public_names_are_imported_on_first_use():
     code = (
-        "import sys, numpyro_maf as nm; heavy = ('sbi', 'answers', 'io', 'plots', 'datasets', 'inference', 'train');"
+        "import sys, numpyro_maf as nm;"
+        "heavy = ('sbi', 'answers', 'io', 'plots', 'datasets', 'inference', 'train');"
         "assert not [m for m in heavy if f'numpyro_maf.{m}' in sys.modules];"
         "assert nm.npe.__name__ == 'npe' and nm.load.__name__ == 'load' and nm.infer and nm.plots.pairs;"
         "assert set(nm.__all__) <= set(dir(nm)) and all(getattr(nm, n) is not None for n in nm.__all__)"
