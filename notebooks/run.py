@@ -24,7 +24,8 @@ STRICT = """
 import warnings
 warnings.simplefilter("error")
 warnings.filterwarnings("ignore", message="IProgress not found")
-get_ipython().run_line_magic("config", "InlineBackend.figure_formats = {'retina'}")
+from matplotlib_inline.backend_inline import set_matplotlib_formats
+set_matplotlib_formats("retina")
 """
 LONGEST = ["tour", "likelihood", "guide", "posterior", "flat", "prior"]  # which begin first
 RELAX = "warnings.simplefilter('ignore')"  # the kernel's own, at its end

@@ -131,7 +131,7 @@ def test_every_file_of_the_first_version_is_described():
 def test_info_reads_no_numbers_and_runs_nothing(tmp_path, monkeypatch):
     """A header that promises far more than the file's own arrays, and kinds that nobody knows."""
     monkeypatch.setattr(files, "read_tensors", lambda path: pytest.fail("read the numbers"))
-    monkeypatch.setattr(nm.io, "load", lambda path: pytest.fail("loaded the file"))
+    monkeypatch.setattr("numpyro_maf.io.load", lambda path: pytest.fail("loaded the file"))
     monkeypatch.setattr(jnp, "asarray", lambda *args: pytest.fail("made an array"))
     path = tmp_path / "odd.safetensors"
     for structure in (
