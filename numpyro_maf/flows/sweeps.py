@@ -344,6 +344,7 @@ def _solve_linearised(layers, gains, slopes, a, b, given):
     return lax.custom_linear_solve(matvec, given, solve, transpose_solve)
 
 
-# Outside of any jit one compilation takes the place of one for each operation; inside, layers of the same
-# shapes are traced and lowered once.
-_compiled_forward, _compiled_inverse = (jax.jit(f, static_argnums=(0, 1)) for f in (_forward, _inverse))
+# Outside of any jit one compilation takes the place of one for each operation; inside they dissolve.
+_compiled_forward, _compiled_inverse = (
+    jax.jit(f, static_argnums=(0, 1), inline=True) for f in (_forward, _inverse)
+)
