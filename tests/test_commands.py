@@ -106,6 +106,18 @@ def test_info_says_what_files_hold(capsys, tmp_path):
     assert found[0] == "a dictionary of arrays, such as the params of a guide: auto_loc (3,)"
 
 
+def test_info_of_a_home_and_of_kinds_that_it_does_not_know(tmp_path):
+    path = tmp_path / "it.safetensors"
+    home = {"class": "Home", "activities": ["eat", "sleep"], "sensors": [{"class": "Sensor", "name": "co2"}]}
+    for structure, words in (
+        (home, ["a home of 2 activities: eat, sleep", "  from sensors: co2"]),
+        ({"class": "Novelty", "size": 3, "flow": {}}, ["a Novelty with size, flow"]),
+    ):
+        header = {"numpyro_maf": json.dumps({"version": 2, "structure": structure})}
+        save_file({"a": np.zeros(3, np.float32)}, path, metadata=header)
+        assert files.described(path)[: len(words)] == words
+
+
 def test_info_of_a_training_and_of_stored_simulations(capsys, tmp_path):
     def model():
         numpyro.sample("a", dist.Normal(0, 1).expand([2]).to_event(1))

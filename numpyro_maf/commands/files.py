@@ -104,7 +104,7 @@ def _learned(header: dict[str, Any], path: Path) -> list[str]:
         return [f"{kind}, of format version 1", f"  use it: numpyro_maf.load({name})"]
     tree = header["structure"]
     kind = tree.get("class", "?")
-    words, use = _KINDS.get(kind, (lambda tree: [f"a {kind}"], ""))
+    words, use = _KINDS.get(kind, (_other, ""))
     lines = words(tree)
     if tree.get("context") and use.startswith("; it()"):
         use = use.replace("it()", "it(context)")
@@ -210,6 +210,17 @@ def _simulations(tree) -> list[str]:
     return lines + ([f"{len(errors):,} of them failed"] if errors else [])
 
 
+def _home(tree) -> list[str]:
+    activities, sensors = tree.get("activities", []), [s.get("name", "?") for s in tree.get("sensors", [])]
+    lines = [f"a home of {len(activities)} activities: {', '.join(activities)}"]
+    return [*lines, f"from sensors: {', '.join(sensors)}"]
+
+
+def _other(tree) -> list[str]:
+    fields = ", ".join(name for name in tree if name != "class")
+    return [f"a {tree.get('class', '?')} with {fields}"]
+
+
 def _dictionary(tree) -> list[str]:
     names = [_named(name, value.get("shape")) for name, value in tree["items"].items()]
     shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
@@ -231,6 +242,7 @@ _KINDS: dict[str, tuple[Any, str]] = {
     "Sequential": (_rounds, _ONE),
     "Ratio": (_ratio, "; it(theta, x)"),
     "Simulations": (_simulations, ""),
+    "Home": (_home, "; it.predict(frame)"),
     "dict": (_dictionary, ""),
 }
 
