@@ -437,10 +437,11 @@ def test_gradients_are_finite_everywhere(case):
 
 @each_flow
 def test_equal_structures_share_one_trace(case):
-    facts(case)
-    results = {float(run(case, case(seed))["several"].ravel()[0]) for seed in range(3)}
+    results = {
+        float(log_prob.ravel()[0]) for log_prob in (facts(case)["of_events"], run(case, case(1))["several"])
+    }
     assert len(program(case)[1]) == 1
-    assert len(results) == 3 or case is FLOWS["nice"]
+    assert len(results) == 2 or case is FLOWS["nice"]
 
 
 # Copies, specs, names ----------------------------------------------------------------------------
@@ -453,9 +454,9 @@ def test_pickle_is_bit_equal(case):
     for a, b in zip(jax.tree.leaves(copy), jax.tree.leaves(case()), strict=True):
         assert jnp.result_type(a) == jnp.result_type(b)
         np.testing.assert_array_equal(a, b)
-    again = run(case, copy, INSIDE)
-    np.testing.assert_array_equal(again["draws"], facts(case)["draws"])
-    np.testing.assert_array_equal(again["several"][4:], facts(case)["edges"])
+    context = at(context_of(case, 2, 3), 0, 0)
+    again = by_rows(given(copy, context), facts(case)["draws"][:100])
+    np.testing.assert_array_equal(again, facts(case)["log_prob"][:100])
 
 
 @each_flow
