@@ -11,6 +11,7 @@ Whatever does not hold is a ValueError, the only exception that the contents of 
 from __future__ import annotations
 
 import os
+from importlib import import_module
 from typing import Any
 
 import jax
@@ -35,6 +36,8 @@ __all__ = ["load", "save"]
 _VERSION = 2
 _LEARNED = (Flow, HierarchicalPosterior, Joint, NeuralPosterior, Posterior, Ratio, Simulations, dict)
 
+_ROOMS = {"Home": "numpyro_maf.activities"}  # what is learned in rooms above this one
+
 
 def save(path: str | os.PathLike[str], learned: Any) -> None:
     """Write what was learned to a file, weights by name.
@@ -49,7 +52,7 @@ def save(path: str | os.PathLike[str], learned: Any) -> None:
         be described as JSON.
     :raises ValueError: for weights that are not finite.
     """
-    if not isinstance(learned, _LEARNED):
+    if not _is_learned(learned):
         raise TypeError(
             "save takes a Flow, a Joint, a posterior, a Ratio or a dictionary of arrays, got "
             f"{type(learned).__qualname__}; of a distribution save the flow that gave it"
@@ -78,16 +81,23 @@ def load(path: str | os.PathLike[str]) -> Any:
         if header["version"] == 1:
             learned = migrations.from_version_1(header, arrays)
         else:
-            learned = codec.read(header["structure"], arrays)
+            structure = header["structure"]
+            if (room := _ROOMS.get(structure.get("class", ""))) is not None:
+                import_module(room)
+            learned = codec.read(structure, arrays)
         if arrays:
             raise ValueError(f"does not fit its own structure: {', '.join(sorted(arrays))}")
-        if not isinstance(learned, _LEARNED):
+        if not _is_learned(learned):
             raise ValueError(f"holds a {type(learned).__qualname__}, which save does not write")
         _check_finite(learned, given)
         _check_fit(learned)
     except Exception as error:  # a file from a stranger may hold anything: whatever it causes is its fault
         raise ValueError(f"{path}: {error or type(error).__name__}") from error
     return learned
+
+
+def _is_learned(value) -> bool:
+    return isinstance(value, _LEARNED) or type(value).__qualname__ in _ROOMS
 
 
 def _opened(path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -114,6 +124,9 @@ def _check_finite(learned, arrays) -> None:
 
 def _check_fit(learned) -> None:
     """Trace the densities, which costs no memory: weights of the wrong shapes raise."""
+    if hasattr(learned, "check_fit"):
+        learned.check_fit()
+        return
     for part in (r.posterior for r in learned.rounds) if isinstance(learned, Sequential) else ():
         _check_fit(part)
     learned = getattr(learned, "neural", learned)

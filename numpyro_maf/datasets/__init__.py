@@ -7,6 +7,7 @@ Nothing is downloaded, and no file is trusted: loaders read public files from a 
 and none of them runs what it reads.
 """
 
+from numpyro_maf.datasets.homes import load_ordonez
 from numpyro_maf.datasets.images import LabelledImages, load_binarized_mnist, load_digits
 from numpyro_maf.datasets.sensors import (  # noqa: F401  the physics, for those who look closer
     CO2_EMISSION,
@@ -33,6 +34,7 @@ __all__ = [
     "load_binarized_mnist",
     "load_digits",
     "load_occupancy",
+    "load_ordonez",
     "load_tabular",
     "simulate_flat",
     "two_moons",

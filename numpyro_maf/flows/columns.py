@@ -97,8 +97,9 @@ class MADE(Stacking):
     def member_log_probs(self, value: ArrayLike, known: Any = None):
         """Log-density under each member of the ensemble, ``(..., D) -> (M, ...)``.
 
-        :param known: ``(D,)`` booleans, the columns that count; None for all. It is a density of those where
-            they come first in every member's order.
+        :param known: ``(D,)`` or ``(..., D)`` booleans, the columns that count; None for all. It is a
+            density of those where they come first in every member's order, or where the network was trained
+            with other columns left out.
         """
         made = self.made
         value = jnp.asarray(value, jnp.result_type(value, *jax.tree.leaves(made.net)))
@@ -107,7 +108,11 @@ class MADE(Stacking):
             value, total = self.scale.inverse_and_log_det(value)
             if known is not None:
                 total = -jnp.sum(jnp.where(known, jnp.log(self.scale.scale), 0), -1)
-        counts = np.ones(len(made.columns)) if known is None else jnp.asarray(known, float)
+        counts: Any = np.ones((len(made.columns), 1))
+        if known is not None:
+            known = jnp.asarray(known, float)
+            known = known if known.ndim == 1 else jnp.broadcast_to(known, jnp.shape(value))
+            counts = jnp.moveaxis(known, -1, 0).reshape(len(made.columns), -1)
         kind = made._kinds[1][:, None]
 
         def score(member):
@@ -115,7 +120,7 @@ class MADE(Stacking):
             masks = None if self._plain else masks_of(places, degrees)
             x, theta, restore = enter(made.net, self.context, None, value, "MADE", masks)
             _, params = network(made.net.activation, theta, made.embed(kind, x))
-            return restore.rows(made.log_prob(kind, params, x) * jnp.asarray(counts, x.dtype)[:, None])
+            return restore.rows(made.log_prob(kind, params, x) * jnp.asarray(counts, x.dtype))
 
         return _over_members(score, made.members()) + total
 

@@ -1,0 +1,208 @@
+# Copyright Contributors to the numpyro_maf project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Learning a home from a labelled table."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import numpy as np
+
+from numpyro_maf.activities.chain import RedrawChain, calibrate, smoothed
+from numpyro_maf.activities.durations import Dynamics
+from numpyro_maf.activities.experts import Experts, Tables, learn_experts, tables_of
+from numpyro_maf.activities.features import Features, features_of, slope
+from numpyro_maf.activities.home import Home
+from numpyro_maf.activities.records import Record, as_frame, label_names, record
+from numpyro_maf.activities.sensors import Sensor, find_kind, find_sensors, scaled
+from numpyro_maf.rng import as_key, split
+
+__all__ = ["fit"]
+
+MOST_ROWS = 200_000  # slots that the experts learn from; more are thinned out
+MANY_UNKNOWN = 0.2  # share of slots without a label from which it pays to fill them in
+FEW_DAYS = 10  # fewer do not tell how an hour differs from another
+
+
+def fit(
+    frame: Any,
+    *,
+    time: str,
+    label: str,
+    sensors: Sequence[str] | Mapping[str, str | None] | None = None,
+    minutes: float | None = None,
+    key: Any = 0,
+    members: int = 3,
+    folds: int = 3,
+    hidden: int = 32,
+    steps: int = 1000,
+    noise: float = 0.2,
+    ridge: float = 1.0,
+    rounds: int = 1,
+    progress: bool = True,
+) -> Home:
+    """Learn what a person at home is doing from a table of sensor readings and labels.
+
+    Rows may come in any order and at irregular times; readings and labels may be missing. Slots without a
+    label teach too: their activities are drawn from the posterior that the labelled ones give, and all is
+    learned once more (stochastic EM); that is kept only where it predicts held-out labels better.
+
+    :param frame: a DataFrame of pandas, polars or xarray, with a row for each time. For a list of events see
+        :func:`from_events`.
+    :param time: the column of times, with or without a zone; wall time decides the hour of the day.
+    :param label: the column of activities; empty where the activity is not known.
+    :param sensors: columns, or kinds by column: ``"slow"``, ``"fast"``, ``"count"``, ``"binary"``,
+        ``"categorical"``, None to find out. None takes all columns but time and label.
+    :param minutes: length of a slot; None for the usual distance of rows.
+    :param key: a ``jax.random`` key, or an integer.
+    :param members: experts that answer together; ``folds``: sets of days held out in turn to learn the chain.
+    :param hidden: width of the networks; ``steps``: of training; ``noise``: on continuous readings, in
+        typical spreads; ``ridge``: precision of the prior on the recogniser's weights.
+    :param rounds: how often slots without a label are filled in and all is learned again; 0 for never.
+    :return: a :class:`Home`.
+    :raises TypeError: for what is no table.
+    :raises ValueError: for columns that are not there, text among numbers, fewer than two activities and
+        other tables that cannot be learned from; the message names column and row.
+    """
+    frame = as_frame(frame)
+    names = label_names(frame, label)
+    if len(names) < 2:
+        raise ValueError(
+            f"column {label!r} holds {'one activity, ' + repr(names[0]) if names else 'no label'}: to tell "
+            "activities apart it must hold two or more"
+        )
+    if label == time:
+        raise ValueError(f"time and label are the same column, {label!r}")
+    if len(names) > 200:
+        raise ValueError(f"column {label!r} holds {len(names)} different labels; is it a column of labels?")
+    if members < 1 or folds < 2 or steps < 1:
+        raise ValueError(f"members and steps must be at least 1 and folds 2, got {members}, {steps}, {folds}")
+    given = find_sensors(frame, sensors, {time, label})
+    data, levels = record(frame, time, [n for n, _ in given], label=label, activities=names, minutes=minutes)
+    found, columns = _sensors(given, data, levels)
+    data = replace(data, values=data.values[:, columns])
+    features = features_of(data, found)
+    key, init_key, fit_key, fill_key, again_key = split(as_key(key), 5)
+    fold = _folds(data, folds)
+    folds = int(fold.max()) + 1
+    held_out = np.repeat(np.arange(folds + 1), members)
+    groups = [slice(g * members, (g + 1) * members) for g in range(folds + 1)]
+    labelled = data.label >= 0
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(fill_key)))
+    seen = (fold[:, None] != held_out) & labelled[:, None] & _thinned(labelled)[:, None]
+    seen = seen * (0.5 + rng.random(seen.shape))  # members weigh slots differently
+    options = dict(steps=steps, noise=noise, ridge=ridge, progress=progress)
+    days = len(np.unique(data.day[labelled]))
+    start = Experts.init(init_key, found, features, len(names), len(held_out), days >= FEW_DAYS, hidden)
+    activity = np.repeat(np.maximum(data.label, 0)[:, None], len(held_out), 1)
+    experts = learn_experts(fit_key, start, found, features, activity, seen, label="experts", **options)
+    chains, loss = _calibrated(experts, groups, fold, features, data)
+    if rounds and (~labelled & features.known.any(1)).mean() > MANY_UNKNOWN:
+        for _ in range(rounds):
+            filled, there = _filled(fill_key, experts, groups, chains[0], features, data)
+            extra = seen + there[:, None] * 0.5 * _thinned(there)[:, None]
+            again = learn_experts(
+                again_key,
+                experts,
+                found,
+                features,
+                filled,
+                extra,
+                label="with slots without a label",
+                **options,
+            )
+            new_chains, new_loss = _calibrated(again, groups, fold, features, data)
+            if new_loss >= loss:
+                break
+            experts, chains, loss = again, new_chains, new_loss
+    return Home(
+        tuple(found), names, data.step, experts.group(groups[-1]), *chains, Dynamics.of(data, len(names)),
+        time, label, float(loss),
+    )  # fmt: skip
+
+
+def _sensors(given, data: Record, levels) -> tuple[list[Sensor], list[int]]:
+    """Kinds and scales; columns that never change are left out, with a warning."""
+    found, columns = [], []
+    for j, ((name, kind), names) in enumerate(zip(given, levels)):
+        values = data.values[:, j]
+        known = values[~np.isnan(values)]
+        if not len(known):
+            warnings.warn(f"sensor {name!r} has no reading; it is left out", stacklevel=3)
+            continue
+        if known.min() == known.max():
+            warnings.warn(f"sensor {name!r} is constant, {known[0]:g}; it is left out", stacklevel=3)
+            continue
+        kind = kind or find_kind(values, names)
+        if kind == "categorical" and not names:
+            raise ValueError(
+                f"sensor {name!r} is to be categorical, and holds numbers; turn its codes into text: "
+                f"frame[{name!r}].astype(str)"
+            )
+        if kind != "categorical" and names:
+            raise ValueError(f"sensor {name!r} holds the names {list(names)}: its kind must be 'categorical'")
+        if kind == "binary" and not np.isin(known, (0.0, 1.0)).all():
+            raise ValueError(
+                f"sensor {name!r} is to be binary, and holds {known[~np.isin(known, (0, 1))][0]:g}"
+            )
+        if kind == "count" and (known < 0).any():
+            raise ValueError(f"sensor {name!r} is to be a count, and holds {known.min():g}")
+        window = max(int(round(15 / data.step)), 1)
+        slopes = slope(values, window, window) / data.step if kind == "slow" else np.zeros(1)
+        found.append(scaled(Sensor(name, kind, names), values, slopes))
+        columns.append(j)
+    if not found:
+        raise ValueError("no sensor has two different readings; there is nothing to learn from")
+    return found, columns
+
+
+def _folds(data: Record, folds: int) -> np.ndarray:
+    """``(T,)``: consecutive days with labels make a fold; of fewer days than folds, hours do."""
+    labelled = data.label >= 0
+    days = np.unique(data.day[labelled])
+    if len(days) >= folds:
+        place = np.searchsorted(days, data.day).clip(0, len(days) - 1)
+        return place * folds // len(days)
+    order = np.cumsum(labelled)
+    return np.minimum(order * folds // (order[-1] + 1), folds - 1)
+
+
+def _thinned(rows: np.ndarray) -> np.ndarray:
+    """Which of very many slots to learn from."""
+    every = -(-int(rows.sum()) // MOST_ROWS)
+    return rows & (np.cumsum(rows) % every == 0) if every > 1 else rows
+
+
+def _unseen(experts, groups, fold, features, *, future=True) -> Tables:
+    """Each slot's tables by the members that have not seen its day."""
+    parts = [tables_of(experts.group(g), features, future=future) for g in groups[:-1]]
+    stacks = (np.stack([getattr(p, n) for p in parts]) for n in ("schedule", "emission", "recogniser"))
+    return Tables(*(s[fold, np.arange(len(fold))] for s in stacks))
+
+
+def _calibrated(
+    experts, groups, fold, features: Features, data: Record
+) -> tuple[tuple[RedrawChain, RedrawChain], float]:
+    """The chains for looking back and for the moment, and the log-loss of the first."""
+    chain, loss = calibrate(_unseen(experts, groups, fold, features), data.label, data.starts)
+    unseen = _unseen(experts, groups, fold, features, future=False)
+    online, _ = calibrate(unseen, data.label, data.starts, start=chain, steps=40)
+    return (chain, online), loss
+
+
+def _filled(key, experts, groups, chain, features, data) -> tuple[np.ndarray, np.ndarray]:
+    """Labels for each member, drawn from its group's posterior where there is none."""
+    known = data.label >= 0
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+    columns = []
+    for group in groups:
+        p = smoothed(chain, tables_of(experts.group(group), features), data.starts, label=data.label)
+        for _ in range(group.stop - group.start):
+            drawn = (p.cumsum(1) < rng.random((len(p), 1))).sum(1).clip(0, p.shape[1] - 1)
+            columns.append(np.where(known, data.label, drawn))
+    return np.stack(columns, -1), ~known & features.known.any(1)
