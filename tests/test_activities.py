@@ -11,6 +11,7 @@ import pytest
 import numpyro_maf as nm
 from numpyro_maf import activities
 from numpyro_maf.activities import chain as chains
+from numpyro_maf.activities import features
 from numpyro_maf.activities.durations import Dynamics
 from numpyro_maf.activities.experts import Tables
 from numpyro_maf.activities.features import features_of, slope
@@ -308,6 +309,18 @@ def test_features_ahead_and_of_missing_sensors_are_marked():
     np.testing.assert_array_equal(whole.memory[:150, past], other.memory[:150, past])
     changed = np.abs(whole.memory[:150] - other.memory[:150]).max(0) > 0
     assert changed.any() and whole.ahead[changed].all()
+
+
+def test_features_block_by_block_are_those_of_the_whole(monkeypatch):
+    sensors = learned().sensors
+    data = record(fresh()[0], "when", sensors, minutes=5)[0]
+    whole = features_of(data, sensors)
+    monkeypatch.setattr(features, "BLOCK", 200)
+    rows = np.random.default_rng(0).random(len(data)) < 0.5
+    parts = features.features_at(data, sensors, rows)
+    for name in features.Features.OF_ROWS:
+        np.testing.assert_allclose(getattr(parts, name), getattr(whole, name)[rows], atol=1e-4, err_msg=name)
+    assert len(list(features.blocks(data, sensors))) == -(-len(data) // 200) > 3
 
 
 def test_lengths_of_visits_are_those_that_were_seen():

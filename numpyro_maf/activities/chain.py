@@ -5,10 +5,12 @@ r"""The chain over activities, and how much it believes each expert.
 
 .. math::
 
-    p(z_t | z_{t-1}) = (1 - r_{z_{t-1}})\,[z_t = z_{t-1}] + r_{z_{t-1}}\, s_t(z_t), \qquad
+    p(z_t | z_{t-1}) = (1 - r_{z_{t-1}})\,[z_t = z_{t-1}] + r_{z_{t-1}}\, d_t(z_t), \quad
+    d_t(z) \propto r_z\, s_t(z), \qquad
     \log\phi_t(z) = a \log p(x_t | z) + b\,(\log q_t(z) - \log s_t(z))
 
-with the schedule s, the emission p and the recogniser q. Neighbouring slots repeat each other's evidence, so
+with the schedule s, the emission p and the recogniser q. What is drawn again soon is drawn the more often,
+so that without evidence the probabilities are the schedule's. Neighbouring slots repeat each other's evidence, so
 that a chain which multiplies them as if they were independent is certain, and wrong. The rate of re-drawing
 r, the exponents a and b and the chance that an expert is mistaken are therefore learned from days that the
 experts have not seen, by the log-probability that the smoothed posterior gives to each slot's label: with
@@ -74,6 +76,12 @@ class RedrawChain:
         table = np.asarray(_potential(self, tables.schedule, tables.emission, tables.recogniser))[0]
         return chance, np.asarray(self.pace), np.exp(table - table.max())
 
+    def advance(self, before: np.ndarray, tables: Tables) -> np.ndarray:
+        """``(K,)``: the filtered probabilities of the only slot of tables, given those of the slot before."""
+        chance, pace, weight = self.step(tables)
+        after = (1 - pace) * before + np.asarray(_drawn(chance, pace)) * (pace * before).sum()
+        return after * weight / (after * weight).sum()
+
     def hmm(self, schedule, emission, recogniser, starts=None, observed=None, label=None) -> HMM:
         """The chain over the slots.
 
@@ -84,7 +92,8 @@ class RedrawChain:
         pace = jnp.asarray(self.pace)[..., None, :, None]
         if starts is not None:
             pace = jnp.where(starts[1:, None, None], 1.0, pace)
-        transition = (1 - pace) * jnp.eye(chance.shape[-1]) + pace * chance[..., 1:, None, :]
+        drawn = _drawn(chance[..., 1:, :], jnp.swapaxes(pace, -1, -2)[..., 0, :])
+        transition = (1 - pace) * jnp.eye(chance.shape[-1]) + pace * drawn[..., None, :]
         table = self.potential(schedule, emission, recogniser)
         if label is not None:
             known = (label[:, None] < 0) | (label[:, None] == jnp.arange(chance.shape[-1]))
@@ -95,18 +104,24 @@ class RedrawChain:
 _potential = jax.jit(RedrawChain.potential)
 
 
+def _drawn(chance, pace):
+    """What is drawn when an activity is drawn again, ``(..., K)``: the schedule times the rate."""
+    drawn = chance * pace
+    return drawn / drawn.sum(-1, keepdims=True)
+
+
 # The chain re-draws from the schedule, whatever was before: so a step costs O(K), not O(K^2) ------------
 
 
 def _weights(chain, schedule, emission, recogniser, starts, label=None):
-    """Chances ``(T, K)``, rates of re-drawing ``(T, K)`` and potentials scaled to at most 1, ``(T, K)``."""
+    """What is drawn ``(T, K)``, rates of re-drawing ``(T, K)`` and potentials scaled to at most 1, ``(T, K)``."""
     chance = jnp.exp(jax.nn.log_softmax(schedule, -1))
     table = chain.potential(schedule, emission, recogniser)
     if label is not None:
         known = (label[:, None] < 0) | (label[:, None] == jnp.arange(chance.shape[-1]))
         table = jnp.where(known, table, -jnp.inf)
     pace = jnp.where(starts.at[0].set(True)[:, None], 1.0, chain.pace)
-    return chance, pace, jnp.exp(table - table.max(-1, keepdims=True))
+    return _drawn(chance, pace), pace, jnp.exp(table - table.max(-1, keepdims=True))
 
 
 def _filtered(chance, pace, weight, before=None):

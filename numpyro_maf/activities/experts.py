@@ -17,6 +17,7 @@ generative classifiers*); :mod:`~numpyro_maf.activities.chain` weighs them by da
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,7 +27,8 @@ import numpy as np
 import optax
 from jax.tree_util import register_dataclass
 
-from numpyro_maf.activities.features import Features
+from numpyro_maf.activities.features import Features, blocks
+from numpyro_maf.activities.records import Record
 from numpyro_maf.activities.sensors import MOST_COUNT, Sensor
 from numpyro_maf.codec import storable
 from numpyro_maf.flows import conditionals
@@ -36,7 +38,7 @@ from numpyro_maf.pytrees import static
 from numpyro_maf.rng import split
 from numpyro_maf.train.loop import train
 
-__all__ = ["Experts", "Tables"]
+__all__ = ["TABLES", "Experts", "Tables", "learn_experts", "record_tables", "tables_of"]
 
 CHUNK = 4096  # slots that are scored at a time
 DROP_FUTURE, DROP_FEATURE = 0.25, 0.1
@@ -151,17 +153,20 @@ class Tables:
     recogniser: np.ndarray
 
 
+TABLES = ("schedule", "emission", "recogniser")
+
+
 @jax.jit
 def _scored(experts: Experts, now, known, memory, there, future, basis):
     count = len(experts.schedule)
     of_all = jax.vmap(lambda k: experts.emitted(now, known, k, basis), out_axes=-1)(
         jnp.arange(experts.states)
     )
-    return (
-        jax.nn.logsumexp(experts.scheduled(basis), 0) - jnp.log(count),
-        jax.nn.logsumexp(of_all, 0) - jnp.log(count),
-        jax.nn.log_softmax(experts.recognised(memory, there, future, basis).mean(0)),
-    )
+    schedule = jax.nn.logsumexp(experts.scheduled(basis), 0) - jnp.log(count)
+    recogniser = jax.nn.log_softmax(experts.recognised(memory, there, future, basis).mean(0))
+    # Without any reading the recogniser knows what the schedule knows, and nothing that could add up.
+    recogniser = jnp.where(there.max(-1, keepdims=True) > 0, recogniser, schedule)
+    return schedule, jax.nn.logsumexp(of_all, 0) - jnp.log(count), recogniser
 
 
 def tables_of(experts: Experts, features: Features, *, future: bool = True, known=None, there=None) -> Tables:
@@ -185,6 +190,16 @@ def tables_of(experts: Experts, features: Features, *, future: bool = True, know
         got = _scored(experts, now, known_, memory, there_, ahead, basis)
         results.append([np.asarray(a)[: min(size, total - start)] for a in got])
     return Tables(*(np.concatenate(a) for a in zip(*results)))
+
+
+def record_tables(
+    experts: Sequence[Experts], record: Record, sensors: Sequence[Sensor], *, future: bool = True
+) -> list[Tables]:
+    """Of each of several ensembles, the tables of a record of any length."""
+    parts = [[tables_of(e, f, future=future) for e in experts] for _, f in blocks(record, sensors)]
+    return [
+        Tables(*(np.concatenate([getattr(t, n) for t in of_one]) for n in TABLES)) for of_one in zip(*parts)
+    ]
 
 
 def _padded(a, size):
@@ -244,7 +259,7 @@ class Loss:
 
 
 def learn_experts(
-    key, start: Experts, sensors, features: Features, activity, seen, *, steps, noise, ridge, progress, label
+    key, start: Experts, sensors, features: Features, activity, seen, *, steps, noise, ridge, progress
 ) -> Experts:
     """Train all members at once.
 

@@ -10,20 +10,22 @@ look ahead are left out where the future is not known yet.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 
 from numpyro_maf.activities.records import Record
 from numpyro_maf.activities.sensors import MOST_COUNT, Sensor
 
-__all__ = ["Features", "features_of", "slope", "time_basis"]
+__all__ = ["Features", "blocks", "features_at", "features_of", "slope", "time_basis"]
 
 HORIZON = 720  # minutes that are remembered
 WINDOWS = (15, 60)  # minutes
 DECAYS = (3, 20)  # minutes
 HARMONICS = 4
+BLOCK = 100_000  # slots whose features are in memory at a time
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,12 @@ class Features:
     basis: np.ndarray
     now_ahead: np.ndarray
 
+    OF_ROWS: ClassVar[tuple[str, ...]] = ("now", "known", "memory", "there", "basis")
+
+    def rows(self, rows: Any) -> Features:
+        """Those of some slots."""
+        return replace(self, **{name: getattr(self, name)[rows] for name in self.OF_ROWS})
+
 
 def time_basis(record: Record) -> np.ndarray:
     """``(T, 2 HARMONICS + 2)``: one, sines and cosines of the hour, weekend."""
@@ -64,6 +72,26 @@ def features_of(record: Record, sensors: Sequence[Sensor]) -> Features:
     ahead = np.array([s.kind == "slow" for s in sensors])
     owner, looks_ahead = parts[0][4]
     return Features(now, known, memory, owner, looks_ahead, there, time_basis(record), ahead)
+
+
+def blocks(record: Record, sensors: Sequence[Sensor]) -> Iterator[tuple[slice, Features]]:
+    """The features of a record of any length, some slots at a time: a year fits in memory.
+
+    They are those of the whole record, because each block sees what is remembered before and after it.
+    """
+    margin = int(HORIZON / record.step) + 1
+    for begin in range(0, len(record), BLOCK):
+        end = min(begin + BLOCK, len(record))
+        low, high = max(begin - margin, 0), min(end + margin, len(record))
+        part = record.part(slice(low, high))
+        yield slice(begin, end), features_of(part, sensors).rows(slice(begin - low, end - low))
+
+
+def features_at(record: Record, sensors: Sequence[Sensor], rows: np.ndarray) -> Features:
+    """The features of the slots that a ``(T,)`` mask chooses."""
+    parts = [features.rows(rows[where]) for where, features in blocks(record, sensors)]
+    of_rows = {n: np.concatenate([getattr(p, n) for p in parts]) for n in Features.OF_ROWS}
+    return replace(parts[0], **of_rows)
 
 
 def slope(values: np.ndarray, before: int, after: int) -> np.ndarray:

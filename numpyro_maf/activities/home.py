@@ -16,8 +16,8 @@ import pandas as pd
 
 from numpyro_maf.activities.chain import RedrawChain, smoothed
 from numpyro_maf.activities.durations import Dynamics
-from numpyro_maf.activities.experts import Experts, Tables, tables_of
-from numpyro_maf.activities.features import Features, features_of, time_basis
+from numpyro_maf.activities.experts import Experts, Tables, record_tables, tables_of
+from numpyro_maf.activities.features import features_of, time_basis
 from numpyro_maf.activities.records import Record, as_frame, record
 from numpyro_maf.activities.scores import scores_of
 from numpyro_maf.activities.sensors import MOST_COUNT, Sensor
@@ -78,11 +78,11 @@ class Home(Described):
         :raises ValueError: for a frame without any of the sensors, and as ``fit`` does.
         """
         frame, data = self._read(frame)
-        features = features_of(data, self.sensors)
-        return self._framed(frame, self._probabilities(data, features, online)[data.slot])
+        return self._framed(frame, self.smoothed(data, online=online)[data.slot])
 
-    def _probabilities(self, data: Record, features: Features, online: bool = False) -> np.ndarray:
-        tables = self.tables(features, future=not online)
+    def smoothed(self, data: Record, *, online: bool = False) -> np.ndarray:
+        """``(T, K)``: the probability of each activity in each slot of a record."""
+        tables = self.tables(data, future=not online)
         if online:
             return smoothed(self.online, tables, data.starts, what="filtered")
         return smoothed(self.chain, tables, data.starts)
@@ -90,7 +90,7 @@ class Home(Described):
     def decode(self, frame: Any) -> pd.Series:
         """The most probable path of activities, all rows together (Viterbi)."""
         frame, data = self._read(frame)
-        tables = self.tables(features_of(data, self.sensors))
+        tables = self.tables(data)
         path = smoothed(self.chain, tables, data.starts, what="path")
         return pd.Series(np.array(self.activities, object)[path[data.slot]], frame.index, name=self.label)
 
@@ -101,12 +101,12 @@ class Home(Described):
     def posterior(self, frame: Any) -> HMM:
         """The chain over a frame's slots: its samples are whole paths, its marginals the probabilities."""
         data = self._read(frame)[1]
-        tables = self.tables(features_of(data, self.sensors))
+        tables = self.tables(data)
         return self.chain.hmm(tables.schedule, tables.emission, tables.recogniser, data.starts)
 
-    def tables(self, features: Features, *, future: bool = True, known=None, there=None) -> Tables:
-        """What each expert says of each slot."""
-        return tables_of(self.experts, features, future=future, known=known, there=there)
+    def tables(self, data: Record, *, future: bool = True) -> Tables:
+        """What each expert says of each slot of a record."""
+        return record_tables([self.experts], data, self.sensors, future=future)[0]
 
     def _read(self, frame: Any, *, labels: bool = False) -> tuple[pd.DataFrame, Record]:
         frame = as_frame(frame)
@@ -133,7 +133,7 @@ class Home(Described):
         :raises ValueError: for minutes that are not positive, or more than a week.
         """
         _, data = self._read(frame)
-        p = self._probabilities(data, features_of(data, self.sensors), online=True)
+        p = self.smoothed(data, online=True)
         age = _ages(p, data.starts) * self.step / self.dynamics.minutes
         return self.ahead(minutes, data.time[-1], p[-1], age)
 
@@ -193,7 +193,7 @@ class Home(Described):
         :raises ValueError: for a frame without any label.
         """
         _, data = self._read(frame, labels=True)
-        p = self._probabilities(data, features_of(data, self.sensors), online)
+        p = self.smoothed(data, online=online)
         return scores_of(p, data.label, self.step)
 
     def explain(self, frame: Any, when: Any) -> pd.DataFrame:
@@ -222,13 +222,13 @@ class Home(Described):
             known, there = features.known.copy(), features.there.copy()
             known[:, j], there[:, j] = False, False
             rows[sensor.name] = whole - _log_odds(self._at(features, data, at, known=known, there=there))
-        chance = np.exp(self.tables(features).schedule[at])
+        chance = np.exp(tables_of(self.experts, features).schedule[at])
         rows["time of day"] = _log_odds(chance) - _log_odds(np.full(len(chance), 1 / len(chance)))
         table = pd.DataFrame(rows, index=list(self.activities)).T
         return table.reindex(table.abs().max(axis=1).sort_values(ascending=False).index)
 
     def _at(self, features, data, at, **options) -> np.ndarray:
-        return smoothed(self.chain, self.tables(features, **options), data.starts)[at]
+        return smoothed(self.chain, tables_of(self.experts, features, **options), data.starts)[at]
 
     def plot(
         self, frame: Any, *, day: Any = None, path: str | os.PathLike[str] | None = None, title: str = ""
@@ -248,10 +248,6 @@ class Home(Described):
         """A frame on the grid of slots, with its labels if it has any."""
         frame = as_frame(frame)
         return self._read(frame, labels=self.label in frame.columns)[1]
-
-    def smoothed(self, data: Record) -> np.ndarray:
-        """``(T, K)``: the probability of each activity in each slot of a record."""
-        return self._probabilities(data, features_of(data, self.sensors))
 
     def check_fit(self) -> None:
         """Trace the tables, which costs no memory.

@@ -15,8 +15,8 @@ import numpy as np
 
 from numpyro_maf.activities.chain import RedrawChain, calibrate, smoothed
 from numpyro_maf.activities.durations import Dynamics
-from numpyro_maf.activities.experts import Experts, Tables, learn_experts, tables_of
-from numpyro_maf.activities.features import Features, features_of, slope
+from numpyro_maf.activities.experts import TABLES, Experts, Tables, learn_experts, record_tables
+from numpyro_maf.activities.features import features_at, slope
 from numpyro_maf.activities.home import Home
 from numpyro_maf.activities.records import Record, as_frame, label_names, record
 from numpyro_maf.activities.sensors import Sensor, find_kind, find_sensors, scaled
@@ -86,40 +86,33 @@ def fit(
     data, levels = record(frame, time, [n for n, _ in given], label=label, activities=names, minutes=minutes)
     found, columns = _sensors(given, data, levels)
     data = replace(data, values=data.values[:, columns])
-    features = features_of(data, found)
-    key, init_key, fit_key, fill_key, again_key = split(as_key(key), 5)
+    init_key, fit_key, fill_key, again_key = split(as_key(key), 4)
     fold = _folds(data, folds)
     folds = int(fold.max()) + 1
     held_out = np.repeat(np.arange(folds + 1), members)
     groups = [slice(g * members, (g + 1) * members) for g in range(folds + 1)]
     labelled = data.label >= 0
+    unlabelled = ~labelled & ~np.isnan(data.values).all(1)
+    fill = bool(rounds) and unlabelled.mean() > MANY_UNKNOWN
+    rows = _thinned(labelled) | (_thinned(unlabelled) if fill else False)
+    features = features_at(data, found, rows)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(fill_key)))
-    seen = (fold[:, None] != held_out) & labelled[:, None] & _thinned(labelled)[:, None]
+    seen = (fold[rows, None] != held_out) & labelled[rows, None]
     seen = seen * (0.5 + rng.random(seen.shape))  # members weigh slots differently
     options = dict(steps=steps, noise=noise, ridge=ridge, progress=progress)
     days = len(np.unique(data.day[labelled]))
     start = Experts.init(init_key, found, features, len(names), len(held_out), days >= FEW_DAYS, hidden)
-    activity = np.repeat(np.maximum(data.label, 0)[:, None], len(held_out), 1)
-    experts = learn_experts(fit_key, start, found, features, activity, seen, label="experts", **options)
-    chains, loss = _calibrated(experts, groups, fold, features, data)
-    if rounds and (~labelled & features.known.any(1)).mean() > MANY_UNKNOWN:
-        for _ in range(rounds):
-            filled, there = _filled(fill_key, experts, groups, chains[0], features, data)
-            extra = seen + there[:, None] * 0.5 * _thinned(there)[:, None]
-            again = learn_experts(
-                again_key,
-                experts,
-                found,
-                features,
-                filled,
-                extra,
-                label="with slots without a label",
-                **options,
-            )
-            new_chains, new_loss = _calibrated(again, groups, fold, features, data)
-            if new_loss >= loss:
-                break
-            experts, chains, loss = again, new_chains, new_loss
+    activity = np.repeat(np.maximum(data.label[rows], 0)[:, None], len(held_out), 1)
+    experts = learn_experts(fit_key, start, found, features, activity, seen, **options)
+    chains, loss = _calibrated(experts, groups, fold, found, data)
+    for _ in range(rounds if fill else 0):
+        filled = _filled(fill_key, experts, groups, chains[0], found, data, rows)
+        extra = seen + 0.5 * unlabelled[rows, None]
+        again = learn_experts(again_key, experts, found, features, filled, extra, **options)
+        new_chains, new_loss = _calibrated(again, groups, fold, found, data)
+        if new_loss >= loss:
+            break
+        experts, chains, loss = again, new_chains, new_loss
     return Home(
         tuple(found), names, data.step, experts.group(groups[-1]), *chains, Dynamics.of(data, len(names)),
         time, label, float(loss),
@@ -178,31 +171,29 @@ def _thinned(rows: np.ndarray) -> np.ndarray:
     return rows & (np.cumsum(rows) % every == 0) if every > 1 else rows
 
 
-def _unseen(experts, groups, fold, features, *, future=True) -> Tables:
+def _unseen(experts, groups, fold, sensors, data: Record, *, future=True) -> Tables:
     """Each slot's tables by the members that have not seen its day."""
-    parts = [tables_of(experts.group(g), features, future=future) for g in groups[:-1]]
-    stacks = (np.stack([getattr(p, n) for p in parts]) for n in ("schedule", "emission", "recogniser"))
-    return Tables(*(s[fold, np.arange(len(fold))] for s in stacks))
+    parts = record_tables([experts.group(g) for g in groups[:-1]], data, sensors, future=future)
+    return Tables(*(np.choose(fold[:, None], [getattr(p, n) for p in parts]) for n in TABLES))
 
 
-def _calibrated(
-    experts, groups, fold, features: Features, data: Record
-) -> tuple[tuple[RedrawChain, RedrawChain], float]:
+def _calibrated(experts, groups, fold, sensors, data) -> tuple[tuple[RedrawChain, RedrawChain], float]:
     """The chains for looking back and for the moment, and the log-loss of the first."""
-    chain, loss = calibrate(_unseen(experts, groups, fold, features), data.label, data.starts)
-    unseen = _unseen(experts, groups, fold, features, future=False)
+    chain, loss = calibrate(_unseen(experts, groups, fold, sensors, data), data.label, data.starts)
+    unseen = _unseen(experts, groups, fold, sensors, data, future=False)
     online, _ = calibrate(unseen, data.label, data.starts, start=chain, steps=40)
     return (chain, online), loss
 
 
-def _filled(key, experts, groups, chain, features, data) -> tuple[np.ndarray, np.ndarray]:
-    """Labels for each member, drawn from its group's posterior where there is none."""
-    known = data.label >= 0
+def _filled(key, experts, groups, chain, sensors, data: Record, rows) -> np.ndarray:
+    """Labels of some slots for each member, drawn from its group's posterior where there is none."""
+    known = data.label[rows] >= 0
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
     columns = []
     for group in groups:
-        p = smoothed(chain, tables_of(experts.group(group), features), data.starts, label=data.label)
+        (tables,) = record_tables([experts.group(group)], data, sensors)
+        p = smoothed(chain, tables, data.starts, label=data.label)[rows]
         for _ in range(group.stop - group.start):
             drawn = (p.cumsum(1) < rng.random((len(p), 1))).sum(1).clip(0, p.shape[1] - 1)
-            columns.append(np.where(known, data.label, drawn))
-    return np.stack(columns, -1), ~known & features.known.any(1)
+            columns.append(np.where(known, data.label[rows], drawn))
+    return np.stack(columns, -1)

@@ -30,7 +30,7 @@ def day_picture(
 ) -> Figure:  # fmt: skip
     """A row for each activity: its probability as a band of colour, and the label as a line below the band.
 
-    :param home: a :class:`~numpyro_maf.activities.Home`; ``data``: what it read, with labels; ``p``: ``(T, K)``.
+    :param home: a :class:`~numpyro_maf.activities.Home`; ``data``: what it read; ``p``: ``(T, K)``.
 
     Below the activities are the sensors: when those that are on or off were on, and the curves of levels.
 

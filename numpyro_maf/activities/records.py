@@ -57,6 +57,13 @@ class Record:
         """``(T,)``: the number of the calendar day, from 0, without days that are not there."""
         return np.unique(self.time.astype("datetime64[D]"), return_inverse=True)[1]
 
+    def part(self, rows: slice) -> Record:
+        """Some consecutive slots, the first of which begins a stretch."""
+        starts = self.starts[rows].copy()
+        starts[0] = True
+        none = np.zeros(0, np.int64)
+        return Record(self.time[rows], starts, self.values[rows], self.label[rows], none, self.step)
+
     @property
     def stretches(self) -> list[slice]:
         """The slots of each stretch without a long gap."""
@@ -282,6 +289,6 @@ def _majority(codes, slot, total, states) -> np.ndarray:
         if share > 0.05:
             warnings.warn(
                 f"{share:.0%} of the labels differ from others of the same slot; the most frequent "
-                "one holds. Does the table hold more than one person, or slots that are too long?", stacklevel=4,
+                "one holds. Does the table hold more than one person, or are slots too long?", stacklevel=4,
             )  # fmt: skip
     return out

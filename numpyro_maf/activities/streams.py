@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from numpyro_maf.activities.experts import tables_of
-from numpyro_maf.activities.features import HORIZON, Features, features_of
+from numpyro_maf.activities.features import HORIZON, features_of
 from numpyro_maf.activities.records import LONGEST_GAP, Record
 from numpyro_maf.activities.sensors import readings
 
@@ -123,24 +123,17 @@ class Stream:
         times = np.array(self._walls, "datetime64[ns]")
         starts = none.astype(bool)
         data = Record(times, starts | (np.arange(len(values)) == 0), values, none - 1, none, home.step)
-        last = _last(features_of(data, home.sensors))
+        last = features_of(data, home.sensors).rows(slice(-1, None))
         tables = tables_of(home.experts, last, future=False)
-        chance, pace, weight = home.online.step(tables)
         before = self._before
         if before is None:
-            after = chance * weight
+            chance, _, weight = home.online.step(tables)
+            self._now = chance * weight / (chance * weight).sum()
         else:
-            after = ((1 - pace) * before + chance * (pace * before).sum()) * weight
+            self._now = home.online.advance(before, tables)
         previous = None if before is None else int(before.argmax())
-        self._now = after / after.sum()
         best = int(self._now.argmax())
         if len(self._slots) == 1 or best != previous:
-            self._age = np.zeros(len(after))
+            self._age = np.zeros(len(self._now))
         self._age[best] = self._age[best] + 1 if best == previous else 1
         return self.probabilities
-
-
-def _last(f: Features) -> Features:
-    return Features(
-        f.now[-1:], f.known[-1:], f.memory[-1:], f.owner, f.ahead, f.there[-1:], f.basis[-1:], f.now_ahead
-    )

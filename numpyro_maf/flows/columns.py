@@ -120,6 +120,7 @@ class MADE(Stacking):
             masks = None if self._plain else masks_of(places, degrees)
             x, theta, restore = enter(made.net, self.context, None, value, "MADE", masks)
             _, params = network(made.net.activation, theta, made.embed(kind, x))
+            x = jnp.broadcast_to(x, params.shape[1:])
             return restore.rows(made.log_prob(kind, params, x) * jnp.asarray(counts, x.dtype))
 
         return _over_members(score, made.members()) + total

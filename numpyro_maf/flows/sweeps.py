@@ -21,6 +21,10 @@ more sweep solves it, and a sweep through the reversed network solves its transp
 a rule for both modes and every order; it stores one pass of activations and no trajectory. Reverse mode costs
 a pass, a sweep and a pass back.
 Arrays are units first, batch last, ``(H, B)``: the rows that a step needs are contiguous.
+
+What is the same for the whole batch goes into products as ``(H, 1)``. XLA sees through a broadcast; on CPUs
+a product that it fuses with a reduction reads past the end of an operand that is broadcast along the batch:
+large batches came out wrong, silently (jaxlib 0.10.2 and 0.12.0.1).
 """
 
 from __future__ import annotations
@@ -66,7 +70,7 @@ def sweep(layers: Layers, offsets, activate, emit, gains=None, data=(), *, rows,
     features = layers.last.shape[1]
     inputs = jnp.zeros((layers.first.shape[1], features, size), dtype)
     results = jnp.zeros((rows, features, size), dtype)
-    units = [jnp.zeros((len(ms), size), dtype) for ms in layers.degrees]
+    units = [jnp.zeros((len(ms), 1), dtype) for ms in layers.degrees]
     gains = (None,) * depth if gains is None else gains
 
     for block in _blocks(features, layers.degrees):
@@ -99,8 +103,14 @@ def sweep(layers: Layers, offsets, activate, emit, gains=None, data=(), *, rows,
         )
         inputs = inputs.at[:, low:high].set(made[0])
         results = results.at[:, low:high].set(made[1])
-        units = [u.at[r].set(h) for u, r, h in zip(units, ranges, made[2])]
+        units = [u if r.start == r.stop else _put(u, r, h) for u, r, h in zip(units, ranges, made[2])]
     return inputs, results
+
+
+def _put(units, rows, made):
+    """Rows set, by an array that may be wider."""
+    width = jnp.broadcast_shapes(units.shape[1:], made.shape[1:])
+    return jnp.broadcast_to(units, (len(units), *width)).at[rows].set(made)
 
 
 def _dot(weight, inputs):
@@ -110,6 +120,14 @@ def _dot(weight, inputs):
 
 def _within_block(block, local, pre, out, activate, emit, gains, data, rows, size, dtype):
     """The sequential part of a sweep: one step for each group of dimensions in the block."""
+    if len(block.starts) == 1:  # one group sees nothing of its block
+        units = []
+        for l, (above, gain) in enumerate(zip(pre, gains)):
+            above = above + local.hidden[l - 1] @ units[-1] if l else above
+            units.append(activate(above, gain).astype(dtype))
+        params = out + local.last @ units[-1]
+        made = emit(jnp.broadcast_to(params, (*params.shape[:-1], size)), *data)
+        return *(a.astype(dtype) for a in made), units
     cut, put = lax.dynamic_slice_in_dim, lax.dynamic_update_slice_in_dim
 
     def step(carry, starts):
@@ -140,8 +158,6 @@ def _within_block(block, local, pre, out, activate, emit, gains, data, rows, siz
     )
     # Groups differ in size by one or so. A step takes as many rows as the largest needs: those of
     # later groups are made again in their turn, and masked where they are seen before it.
-    if len(block.starts) == 1:
-        return step(carry, block.starts[0])[0]
     return lax.scan(step, carry, np.array(block.starts))[0]
 
 
@@ -215,7 +231,7 @@ class Restore:
 def enter(net: MaskedMLP, context, order, x, name: str, masks=None):
     """Events ``(..., D)`` as columns in order, weights and offsets, and the way back.
 
-    With other masks for the weights if they are given.
+    With other masks for the weights if they are given. One event for many contexts stays one column.
 
     :raises ValueError: for events or a context of another width, and weights with extra axes.
     """
@@ -226,10 +242,12 @@ def enter(net: MaskedMLP, context, order, x, name: str, masks=None):
         )
     check_width(x, net.features, name)
     check_context(context, net.context, name)
-    batch = jnp.broadcast_shapes(jnp.shape(x)[:-1], () if context is None else jnp.shape(context)[:-1])
-    size = int(np.prod(batch))
+    events = jnp.shape(x)[:-1]
+    batch = jnp.broadcast_shapes(events, () if context is None else jnp.shape(context)[:-1])
     dtype = jnp.result_type(x, *jax.tree.leaves(net), float if context is None else context)
-    x = jnp.broadcast_to(x, (*batch, net.features)).astype(dtype).reshape(size, net.features).T
+    if math.prod(events) != 1:
+        x = jnp.broadcast_to(x, (*batch, net.features))
+    x = jnp.asarray(x, dtype).reshape(-1, net.features).T
     if order is not None:
         x = x[np.array(order)]
     first, *rest = net.offsets(context)
@@ -248,7 +266,13 @@ def network(activation, theta, inputs):
     for layer, offset in enumerate(hidden):
         before.append(layers.product(layer, h) + offset)
         h = ACTIVATIONS[activation](before[-1])
-    return before, layers.product(len(hidden), h) + layers.skip(inputs) + last
+    params = layers.product(len(hidden), h) + layers.skip(inputs) + last
+    return before, jnp.broadcast_to(params, (*params.shape[:-1], _width(theta, inputs)))
+
+
+def _width(theta, inputs):
+    """The batch's size, B, where either may be 1 wide."""
+    return jnp.broadcast_shapes(inputs.shape[-1:], theta[1][0].shape[-1:])[0]
 
 
 def _linear_network(layers, gains, dinputs):
@@ -261,13 +285,15 @@ def _linear_network(layers, gains, dinputs):
 
 def _forward(scalar, activation, theta, x):
     """``u = g(x)``, and ``log du/dx`` of each dimension."""
-    return scalar.forward(network(activation, theta, scalar.embed(x))[1], x)
+    params = network(activation, theta, scalar.embed(x))[1]
+    return scalar.forward(params, jnp.broadcast_to(x, params.shape[1:]))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _inverse(scalar, activation, theta, u):
     """``x`` with ``g(x) = u``, and ``log dx/du`` of each dimension."""
     layers, offsets = theta
+    u = jnp.broadcast_to(u, (len(u), _width(theta, u)))
 
     def emit(params, u):
         x, log_slope = scalar.inverse(params, u)
@@ -297,6 +323,7 @@ def _inverse_jvp(scalar, activation, primals, tangents):
     _, scalar_vjp = jax.vjp(scalar.forward, params, x)
     one, zero = jnp.ones_like(x), jnp.zeros_like(x)
     (a, b), (c, e) = scalar_vjp((one, zero)), scalar_vjp((zero, one))
+    du = jnp.broadcast_to(du, x.shape)
     given = jnp.concatenate([du[None], dparams])  # one array: JAX transposes all of it or nothing
     dx, *dp = _solve_linearised(layers, gains, slopes, a, b, given)
     return (x, log_slopes), (dx, -(jnp.sum(c * jnp.stack(dp), 0) + e * dx))

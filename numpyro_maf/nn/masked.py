@@ -58,15 +58,18 @@ class Layers:
 
     def skip(self, inputs):
         """What the direct connections add to the outputs: ``(Q, D, B) -> (P, D, B)``, or 0."""
-        return 0.0 if self.direct is None else jnp.tensordot(self.direct, inputs, 2)
+        return 0.0 if self.direct is None or inputs.shape[1] == 1 else jnp.tensordot(self.direct, inputs, 2)
 
     def product(self, layer: int, inputs):
         """What a layer's matrix makes of its inputs, ``(H, B)``, or ``(Q, D, B)`` for the first.
 
         The result is rows ``(H', B)``, of the last layer ``(P, D, B)``. Sorted by degree, a matrix is
         block-triangular: of a large one the upper half of the rows skips the columns that none of them sees.
+        What one dimension alone adds is seen by no output: it is left out, 0 for the whole batch, ``(H, 1)``.
         """
         weight = (self.first, *self.hidden, self.last)[layer]
+        if layer == 0 and inputs.shape[1] == 1:
+            return jnp.zeros((len(weight), 1), jnp.result_type(weight, inputs))
         rows, axes = (0, 2) if layer == 0 else (weight.ndim - 2, 1)
         half = weight.shape[rows] // 2
         if not self.degrees:
