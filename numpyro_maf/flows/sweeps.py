@@ -121,7 +121,7 @@ def _dot(weight, inputs):
 def _within_block(block, local, pre, out, activate, emit, gains, data, rows, size, dtype):
     """The sequential part of a sweep: one step for each group of dimensions in the block."""
     if len(block.starts) == 1:  # one group sees nothing of its block
-        units = []
+        units: list = []
         for l, (above, gain) in enumerate(zip(pre, gains)):
             above = above + local.hidden[l - 1] @ units[-1] if l else above
             units.append(activate(above, gain).astype(dtype))
