@@ -10,9 +10,9 @@ r"""The chain over activities, and how much it believes each expert.
     \log\phi_t(z) = a \log p(x_t | z) + b\,(\log q_t(z) - \log s_t(z))
 
 with the schedule s, the emission p and the recogniser q. What is drawn again soon is drawn the more often,
-so that without evidence the probabilities are the schedule's. Neighbouring slots repeat each other's evidence, so
-that a chain which multiplies them as if they were independent is certain, and wrong. The rate of re-drawing
-r, the exponents a and b and the chance that an expert is mistaken are therefore learned from days that the
+so that without evidence the probabilities are the schedule's. Neighbouring slots repeat each other's
+evidence, so that a chain which multiplies them as if they were independent is certain, and wrong. The rate of
+re-drawing r, the exponents a and b and the chance that an expert is mistaken are therefore learned from days that the
 experts have not seen, by the log-probability that the smoothed posterior gives to each slot's label: with
 a = 0, b = r = 1 the answer is the recogniser's, with b = 0 that of a tempered hidden Markov model.
 """
@@ -114,7 +114,7 @@ def _drawn(chance, pace):
 
 
 def _weights(chain, schedule, emission, recogniser, starts, label=None):
-    """What is drawn ``(T, K)``, rates of re-drawing ``(T, K)`` and potentials scaled to at most 1, ``(T, K)``."""
+    """What is drawn, rates of re-drawing, and potentials scaled to at most 1, ``(T, K)`` each."""
     chance = jnp.exp(jax.nn.log_softmax(schedule, -1))
     table = chain.potential(schedule, emission, recogniser)
     if label is not None:

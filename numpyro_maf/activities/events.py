@@ -29,14 +29,13 @@ def from_events(
     """A frame of slots from a list of events: ``sensor, start, end``, as binary sensors record them.
 
     A sensor is on in each slot that one of its events touches. The label of a slot is that of the activity
-    that fills most of it, empty where none does.
+    that fills most of it, empty where none does. An event that ends before it starts is left out, with a
+    warning that names its row.
 
     :param events: a table with a row for each activation; an event without an end lasts no time.
     :param labels: a table of activities with their ``start`` and ``end``, or None.
     :param minutes: length of a slot.
     :return: columns ``time``, one a sensor, and ``label`` if there are labels.
-    An event that ends before it starts is left out, with a warning that names its row.
-
     :raises ValueError: for a missing column.
     """
     events = as_frame(events, "events")

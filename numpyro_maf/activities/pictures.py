@@ -28,7 +28,7 @@ def day_picture(
     home: Any, data: Record, p: np.ndarray, *, day: Any = None,
     path: str | os.PathLike[str] | None = None, title: str = "",
 ) -> Figure:  # fmt: skip
-    """A row for each activity: its probability as a band of colour, and the label as a line below the band.
+    """A row for each activity: its probability as a band of colour, and the label as a line above it.
 
     :param home: a :class:`~numpyro_maf.activities.Home`; ``data``: what it read; ``p``: ``(T, K)``.
 
@@ -79,7 +79,8 @@ def day_picture(
                 left[a], left[b - 1] + width, facecolor="none", edgecolor=ink(0.3), hatch="////", lw=0
             )
     top.set(ylim=(count - 0.5, -0.5), yticks=[])
-    legend = "bands: probability" + ("; lines: what it was; hatched: not known" if known else "")
+    legend = "bands: probability" + ("; lines: what it was" if known else "")
+    legend += "; hatched: not known" if known and (label < 0).any() else ""
     top.set_title(f"{title or day}\n{legend}", fontsize=10, loc="left")
     bare(top)
     place = 1
