@@ -9,12 +9,13 @@ r"""The chain over activities, and how much it believes each expert.
     d_t(z) \propto r_z\, s_t(z), \qquad
     \log\phi_t(z) = a \log p(x_t | z) + b\,(\log q_t(z) - \log s_t(z))
 
-with the schedule s, the emission p and the recogniser q. What is drawn again soon is drawn the more often,
-so that without evidence the probabilities are the schedule's. Neighbouring slots repeat each other's
-evidence, so that a chain which multiplies them as if they were independent is certain, and wrong. The rate of
-re-drawing r, the exponents a and b and the chance that an expert is mistaken are therefore learned from days that the
-experts have not seen, by the log-probability that the smoothed posterior gives to each slot's label: with
-a = 0, b = r = 1 the answer is the recogniser's, with b = 0 that of a tempered hidden Markov model.
+with the schedule s, the emission p and the recogniser q. What is drawn again soon is drawn the more
+often, so that without evidence the probabilities are the schedule's. Neighbouring slots repeat each
+other's evidence, so that a chain which multiplies them as if they were independent is certain, and wrong.
+The rate of re-drawing r, the exponents a and b and the chance that an expert is mistaken are therefore
+learned from days that the experts have not seen, by the log-probability that the smoothed posterior gives
+to each slot's label: with a = 0, b = r = 1 the answer is the recogniser's, with b = 0 that of a tempered
+hidden Markov model.
 """
 
 from __future__ import annotations
