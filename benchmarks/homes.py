@@ -46,7 +46,8 @@ def classifier_inputs(frame, sensors, *, hours: bool):
 
 def bernoulli_chains(train, test, sensors, names):
     """A hidden Markov and a hidden semi-Markov chain with independent Bernoulli sensors, counted."""
-    data = record(train, "time", sensors, label="activity", activities=names, minutes=1)[0]
+    switches = [activities.Sensor(name, "binary") for name in sensors]
+    data = record(train, "time", switches, label="activity", activities=names, minutes=1)
     known = data.label >= 0
     on = np.stack([(data.values[known & (data.label == k)].sum(0) + 0.5) for k in range(len(names))])
     count = np.bincount(data.label[known], minlength=len(names))[:, None] + 1.0

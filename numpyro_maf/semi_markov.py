@@ -33,23 +33,24 @@ class HSMM(HMM):
     ``marginals``, ``filtered``, ``mode`` and samples are exact. The last visit may go on beyond the last
     step.
 
-    :param initial: ``(..., K)``, probabilities of the first state, whose visit begins at the first step; or
-        ``(..., K, D)``, those of the first state and of the steps that its visit has left, this one included.
+    :param initial: ``(..., K)``, probabilities of the first state.
     :param transition: as for HMM, probabilities of the state after a visit. A state may follow itself: that
         is a new visit.
     :param log_density: ``(..., T, K)``.
     :param durations: ``(K, D)``: row k gives the probabilities that a visit to k lasts 1, …, D steps.
+    :param remaining: ``(K, D)``: row k gives the probabilities that a first visit to k lasts 1, …, D steps,
+        the first included; None for ``durations``, if the visit begins at the first step.
     :param observed: as for HMM, and so are ``missing`` and the errors.
     :raises ValueError: also for durations of another shape, or that are no probabilities.
     """
 
     arg_constraints = {
         **HMM.arg_constraints,
-        "initial": constraints.dependent(is_discrete=False, event_dim=1),
         "durations": constraints.independent(constraints.simplex, 1),
+        "remaining": constraints.independent(constraints.simplex, 1),
     }
 
-    pytree_data_fields = ("begun", "durations")
+    pytree_data_fields = ("durations", "remaining")
 
     def __init__(
         self,
@@ -59,6 +60,7 @@ class HSMM(HMM):
         durations: ArrayLike,
         observed: ArrayLike | None = None,
         *,
+        remaining: ArrayLike | None = None,
         missing: bool = False,
         validate_args: bool | None = None,
     ) -> None:
@@ -66,13 +68,12 @@ class HSMM(HMM):
         states = jnp.shape(log_density)[-1]
         if durations.ndim != 2 or durations.shape[0] != states or not durations.shape[1]:
             raise ValueError(f"durations must be ({states}, D), a row for each state, got {durations.shape}")
-        initial = jnp.asarray(as_numbers("initial", initial))
-        begun = initial.shape[-2:] == durations.shape and initial.ndim >= 2
-        self.durations = durations
-        self.begun = initial if begun else initial[..., None] * durations
-        first = self.begun.sum(-1)
+        remaining = durations if remaining is None else jnp.asarray(as_numbers("remaining", remaining))
+        if remaining.shape != durations.shape:
+            raise ValueError(f"remaining must be {durations.shape}, as durations, got {remaining.shape}")
+        self.durations, self.remaining = durations, remaining
         super().__init__(
-            first, transition, log_density, observed, missing=missing, validate_args=validate_args
+            initial, transition, log_density, observed, missing=missing, validate_args=validate_args
         )
 
     def _describe(self) -> list[str]:
@@ -104,7 +105,7 @@ class HSMM(HMM):
             return jnp.maximum(entered, on) + emission[..., None], came
 
         emissions = jnp.moveaxis(self._table(), -2, 0)
-        first = _log(self.begun) + emissions[0][..., None]
+        first = self._first() + emissions[0][..., None]
         last, pointers = self._scan(step, first, emissions[1:])
         length = self.durations.shape[1]
 
@@ -157,6 +158,10 @@ class HSMM(HMM):
         path = jnp.moveaxis(jnp.concatenate([path, end[0][None]]), 0, -1)
         return jnp.where(_possible(normalisers).all(0)[..., None], path, -1)
 
+    def _first(self) -> Array:
+        """``(..., K, D)``: log-probabilities of the first state and the steps left."""
+        return _log(self.initial[..., None] * self.remaining)
+
     def _forward(self, table: Array) -> tuple[Array, Array]:
         """Filtered log-probabilities of state and steps left ``(T, ..., K, D)``, and log-normalisers."""
 
@@ -173,7 +178,7 @@ class HSMM(HMM):
             return after, (after, normaliser)
 
         emissions = jnp.moveaxis(table, -2, 0)
-        first, normaliser = normalise(_log(self.begun) + emissions[0][..., None])
+        first, normaliser = normalise(self._first() + emissions[0][..., None])
         _, (rest, normalisers) = self._scan(step, first, emissions[1:])
         return jnp.concatenate([first[None], rest]), jnp.concatenate([normaliser[None], normalisers])
 

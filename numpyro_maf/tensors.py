@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save as as_bytes
 
-__all__ = ["read_tensors", "write_tensors"]
+__all__ = ["opened", "read_tensors", "write_tensors"]
 
 _HEADER, _DIGEST = "numpyro_maf", "sha256"
 
@@ -40,22 +42,30 @@ def write_tensors(path: str | os.PathLike[str], header: dict[str, Any], arrays: 
         part.unlink(missing_ok=True)
 
 
+@contextmanager
+def opened(path: str | os.PathLike[str]) -> Iterator[tuple[Any, str, str | None]]:
+    """The open file, its header as text, and its digest or None.
+
+    :raises ValueError: for a file that is damaged or of another kind.
+    """
+    try:
+        file = safe_open(path, "numpy")
+    except Exception as error:
+        raise ValueError(f"is damaged or not a safetensors file: {error}") from error
+    with file:
+        metadata = file.metadata() or {}
+        if _HEADER not in metadata:
+            raise ValueError("was not written by numpyro_maf.save")
+        yield file, metadata[_HEADER], metadata.get(_DIGEST)
+
+
 def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.ndarray], bool]:
     """Header and arrays of a file, and whether it has a digest.
 
     :raises ValueError: for a file that is damaged or of another kind.
     """
-    try:
-        opened = safe_open(path, "numpy")
-    except Exception as error:
-        raise ValueError(f"is damaged or not a safetensors file: {error}") from error
-    with opened as file:
-        metadata = file.metadata() or {}
-        if _HEADER not in metadata:
-            raise ValueError("was not written by numpyro_maf.save")
-        text = metadata[_HEADER]
+    with opened(path) as (file, text, digest):
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    digest = metadata.get(_DIGEST)
     if digest is not None and digest != _digest(text, arrays):
         raise ValueError("is damaged: its SHA-256 digest does not fit its contents")
     return json.loads(text), arrays, digest is not None

@@ -97,7 +97,7 @@ def test_order_and_labels_of_rows_do_not_matter():
 def test_a_zone_and_a_clock_change():
     frame = simulated(2, start="2024-03-30").drop(columns="what")
     zoned = frame.assign(when=frame.when.dt.tz_localize("UTC").dt.tz_convert("Europe/Berlin"))
-    data = record(zoned, "when", learned().sensors, minutes=5)[0]
+    data = record(zoned, "when", learned().sensors, minutes=5)
     assert len(data) == len(frame) and data.starts.sum() == 1
     assert data.hour[0] == 1 and data.hour[-1] == pytest.approx(1 + 55 / 60)  # winter time, then summer time
     text = zoned.assign(when=zoned.when.astype(str))
@@ -135,6 +135,8 @@ def test_a_stream_gives_what_the_table_gives():
     np.testing.assert_allclose(ahead, learned().forecast(30, cut), atol=2e-3)
     with pytest.raises(ValueError, match="before the last reading"):
         stream.update("2020-01-01", {})
+    with pytest.raises(ValueError, match="no sensor 'bedmat'"):
+        stream.update("2030-01-01", {"bedmat": 1})
     with pytest.raises(ValueError, match="no reading has come"):
         _ = learned().filter().probabilities
 
@@ -281,8 +283,25 @@ def test_events_become_a_table():
     assert table.door.tolist() == [1, 0, 0, 1] and table.bed.tolist() == [0, 1, 1, 0]
     assert table.activity.tolist()[:3] == ["up", "lie", "lie"] and pd.isna(table.activity[3])
     wrong = events.assign(end=events.start - pd.Timedelta(seconds=5))
+    wrong = pd.concat([events, wrong.iloc[:1].assign(sensor="window")])
     with pytest.warns(UserWarning, match="before it starts"):
-        activities.from_events(wrong)
+        kept = activities.from_events(wrong, labels)
+    pd.testing.assert_frame_equal(kept, table)
+    with pytest.raises(ValueError, match="'sensor' is empty at row 1"):
+        activities.from_events(events.assign(sensor=["door", None, "bed"]))
+
+
+def test_rows_of_one_slot_are_one_reading():
+    frame = fresh()[0].iloc[:60]
+    twice = pd.concat([frame, frame.assign(when=frame.when + pd.Timedelta("2min"))]).sort_values("when")
+    data = record(twice, "when", learned().sensors, minutes=5)
+    once = record(frame, "when", learned().sensors, minutes=5)
+    sums = np.array([2 if s.kind == "count" else 1 for s in learned().sensors])
+    np.testing.assert_allclose(data.values, once.values * sums)
+    stream = learned().filter()
+    for _, row in twice.iterrows():
+        found = stream.update(row["when"], row.drop(["when", "what"]))
+    np.testing.assert_allclose(found, learned().predict(twice, online=True).iloc[-1], atol=2e-4)
 
 
 def test_slopes_are_least_squares():
@@ -299,12 +318,12 @@ def test_slopes_are_least_squares():
 def test_features_ahead_and_of_missing_sensors_are_marked():
     frame = simulated(1)
     sensors = learned().sensors
-    data = record(frame, "when", sensors, minutes=5)[0]
+    data = record(frame, "when", sensors, minutes=5)
     whole = features_of(data, sensors)
     later = frame.copy()
     for column in ("bed mat", "stove"):
         later.loc[150:, column] = frame[column].iloc[::-1].to_numpy()[150:]
-    other = features_of(record(later, "when", sensors, minutes=5)[0], sensors)
+    other = features_of(record(later, "when", sensors, minutes=5), sensors)
     past = ~whole.ahead
     np.testing.assert_array_equal(whole.memory[:150, past], other.memory[:150, past])
     changed = np.abs(whole.memory[:150] - other.memory[:150]).max(0) > 0
@@ -313,7 +332,7 @@ def test_features_ahead_and_of_missing_sensors_are_marked():
 
 def test_features_block_by_block_are_those_of_the_whole(monkeypatch):
     sensors = learned().sensors
-    data = record(fresh()[0], "when", sensors, minutes=5)[0]
+    data = record(fresh()[0], "when", sensors, minutes=5)
     whole = features_of(data, sensors)
     monkeypatch.setattr(features, "BLOCK", 200)
     rows = np.random.default_rng(0).random(len(data)) < 0.5

@@ -15,20 +15,21 @@ K, D, T = 3, 3, 5
 
 def case(seed=0, by_step=False, begun=False):
     rng = np.random.default_rng(seed)
-    initial = rng.dirichlet(np.ones(K * D)).reshape(K, D) if begun else rng.dirichlet(np.ones(K))
+    initial = rng.dirichlet(np.ones(K))
+    remaining = rng.dirichlet(np.ones(D), K) if begun else None
     transition = rng.dirichlet(np.ones(K), (T - 1, K) if by_step else K)
     durations = rng.dirichlet(np.ones(D), K)
     durations[1] = [0, 1, 0]  # always two steps
-    return initial, transition, 2 * rng.normal(size=(T, K)), durations
+    return (initial, transition, 2 * rng.normal(size=(T, K)), durations), remaining
 
 
 CASES = {"plain": case(), "by step": case(1, by_step=True), "begun": case(2, begun=True)}
 
 
-def visits(initial, transition, table, durations):
+def visits(initial, transition, table, durations, remaining):
     """Log-joint of every sequence of (state, steps left), by the path of states."""
     moves = np.broadcast_to(transition, (T - 1, K, K))
-    begun = initial[:, None] * durations if initial.ndim == 1 else initial
+    begun = initial[:, None] * (durations if remaining is None else remaining)
     logs: dict = {}
     with np.errstate(divide="ignore"):
         for places in itertools.product(itertools.product(range(K), range(D)), repeat=T):
@@ -46,12 +47,12 @@ def visits(initial, transition, table, durations):
 
 @pytest.mark.parametrize("name", CASES)
 def test_hsmm_agrees_with_the_sum_over_all_visits(name):
-    args = CASES[name]
-    logs = visits(*args)
+    args, remaining = CASES[name]
+    logs = visits(*args, remaining)
     paths, totals = np.array(list(logs)), np.array([logsumexp([s for s, _ in v]) for v in logs.values()])
     p = softmax(totals)
     hot = paths[..., None] == np.arange(K)
-    d = HSMM(*args)
+    d = HSMM(*args, remaining=remaining)
     np.testing.assert_allclose(d.log_prob(), logsumexp(totals), rtol=1e-10)
     np.testing.assert_allclose(d.log_prob(paths), totals, rtol=1e-10)
     partly = np.where(np.arange(T) == 2, -1, paths[0])
@@ -87,9 +88,11 @@ def test_geometric_durations_are_the_markov_chain():
 
 
 def test_durations_are_checked():
-    initial, transition, table, durations = CASES["plain"]
+    initial, transition, table, durations = CASES["plain"][0]
     with pytest.raises(ValueError, match=r"durations must be \(3, D\)"):
         HSMM(initial, transition, table, durations[:2])
+    with pytest.raises(ValueError, match="remaining must be"):
+        HSMM(initial, transition, table, durations, remaining=durations[:2])
     with pytest.raises(ValueError, match="durations"):
         HSMM(initial, transition, table, 2 * durations, validate_args=True)
 

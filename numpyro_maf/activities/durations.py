@@ -80,23 +80,23 @@ class Dynamics:
         by_time = np.asarray(self.moves)[None] * ratio[:, None, :]
         return (by_time / by_time.sum(-1, keepdims=True)).astype(np.float32)
 
-    def begun(self, probability: np.ndarray, age: np.ndarray) -> np.ndarray:
-        """``(K, D)``: activity and steps left, given its probability and for how many steps each went on."""
-        length = self.durations.shape[1]
-        table = np.zeros_like(np.asarray(self.durations))
-        for k, (p, past) in enumerate(zip(probability, age)):
-            past = int(min(past, length - 1))
-            left = np.asarray(self.durations)[k, past:]
-            table[k, : len(left)] = p * left / max(left.sum(), 1e-30) if left.sum() > 0 else 0
-            if left.sum() <= 0:
-                table[k, 0] = p
-        return table / table.sum()
+    def ahead(self, probability: np.ndarray, schedule: np.ndarray, age: np.ndarray | None = None) -> HSMM:
+        """The chain over the steps to come, of which nothing is observed.
 
-    def ahead(self, begun: np.ndarray, schedule: np.ndarray) -> HSMM:
-        """The chain over the steps to come, of which nothing is observed."""
+        :param probability: ``(K,)``, of the activity at the first step; ``schedule``: ``(T, K)`` logs.
+        :param age: ``(K,)``, how many steps each went on before; None for visits that begin.
+        """
+        durations = np.asarray(self.durations)
+        remaining = np.zeros_like(durations)
+        for k, past in enumerate(np.zeros(len(durations)) if age is None else age):
+            left = durations[k, int(min(past, durations.shape[1] - 1)) :]
+            remaining[k, : len(left)] = left / left.sum() if left.sum() > 0 else np.arange(len(left)) == 0
         table = np.zeros(schedule.shape, np.float32)
         moves = self.moves_at(schedule[1:]) if len(schedule) > 1 else self.moves
-        return HSMM(begun, moves, table, self.durations, np.zeros(len(table), bool))
+        return HSMM(
+            probability / probability.sum(), moves, table, durations, np.zeros(len(table), bool),
+            remaining=remaining,
+        )  # fmt: skip
 
 
 def _kernel(logs, centre, width):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from numpyro_maf.activities.records import MOST_SLOTS, as_frame, times_of
+from numpyro_maf.activities.records import MOST_SLOTS, as_frame, label_text, times_of
 
 __all__ = ["from_events"]
 
@@ -36,39 +36,41 @@ def from_events(
     :param labels: a table of activities with their ``start`` and ``end``, or None.
     :param minutes: length of a slot.
     :return: columns ``time``, one a sensor, and ``label`` if there are labels.
-    :raises ValueError: for a missing column.
+    :raises ValueError: for a missing column, and for an event without a name.
     """
     events = as_frame(events, "events")
-    begun, ended = _spans(events, start, end, "events")
-    if sensor not in events.columns:
-        raise ValueError(f"events has no column {sensor!r}; its columns are {list(events.columns)}")
+    names, begun, ended = _spans(events, sensor, start, end, "events")
     width = pd.Timedelta(minutes=minutes)
     spans = [(begun, ended)]
     if labels is not None:
-        labels = as_frame(labels, "labels")
-        spans.append(_spans(labels, start, end, "labels"))
-        if label not in labels.columns:
-            raise ValueError(f"labels has no column {label!r}; its columns are {list(labels.columns)}")
+        activities, *span = _spans(as_frame(labels, "labels"), label, start, end, "labels")
+        spans.append((span[0], span[1]))
     origin = min(a.min() for a, _ in spans).floor(width)
     total = int((max(b.max() for _, b in spans) - origin) // width) + 1
     if total > MOST_SLOTS:
         raise ValueError(
             f"the events span {total} slots of {minutes:g} minutes; give larger slots by minutes="
         )
-    names = events[sensor].astype(str).str.strip()
     columns: dict[str, Any] = {"time": origin + np.arange(total) * width}
     for name in sorted(set(names)):
-        mine = (names == name).to_numpy()
+        mine = names == name
         edges = np.zeros(total + 1)
         np.add.at(edges, (begun[mine] - origin) // width, 1)
         np.add.at(edges, (ended[mine] - origin) // width + 1, -1)
         columns[name] = (np.cumsum(edges)[:-1] > 0).astype(int)
     if labels is not None:
-        columns[label] = _longest(labels[label].astype(str).str.strip(), *spans[1], origin, width, total)
+        columns[label] = _longest(activities, *spans[1], origin, width, total)
     return pd.DataFrame(columns)
 
 
-def _spans(table, start, end, name):
+def _spans(table, column, start, end, name):
+    """Names, beginnings and ends of the rows of a table."""
+    if column not in table.columns:
+        raise ValueError(f"{name} has no column {column!r}; its columns are {list(table.columns)}")
+    names = label_text(table[column])
+    if names.isna().any():
+        row = table.index[int(names.isna().argmax())]
+        raise ValueError(f"{name}: column {column!r} is empty at row {row!r}")
     begun = times_of(table, start, name)[1]
     if end in table.columns and table[end].isna().any():
         table = table.assign(**{end: table[end].where(table[end].notna(), table[start])})
@@ -80,8 +82,9 @@ def _spans(table, start, end, name):
             f"{name}: row {table.index[row]!r} ends at {ended[row]}, before it starts, at {begun[row]}; "
             f"{int(wrong.sum())} such rows are left out", stacklevel=3,
         )  # fmt: skip
-        ended = begun.where(wrong, ended)
-    return begun, ended
+    if wrong.all():
+        raise ValueError(f"{name} has no row that ends after it starts")
+    return names.to_numpy()[~wrong], begun[~wrong], ended[~wrong]
 
 
 def _longest(names, begun, ended, origin, width, total) -> np.ndarray:

@@ -118,7 +118,7 @@ class Home(Described):
         label = self.label if labels else None
         return frame, record(
             frame, self.time, self.sensors, label=label, activities=self.activities, minutes=self.step
-        )[0]
+        )
 
     def _framed(self, frame, table) -> pd.DataFrame:
         return pd.DataFrame(np.asarray(table), index=frame.index, columns=list(self.activities))
@@ -145,7 +145,7 @@ class Home(Described):
         count = max(int(np.ceil(minutes / width)), 1)
         times = np.datetime64(now, "ns") + (np.arange(count + 1) * width * 6e10).astype("timedelta64[ns]")
         schedule = self._schedule(times)
-        hsmm = self.dynamics.ahead(self.dynamics.begun(probability, age), schedule)
+        hsmm = self.dynamics.ahead(probability, schedule, age)
         index = pd.DatetimeIndex(times[1:], name=self.time)
         return pd.DataFrame(np.asarray(hsmm.marginals)[1:], index, columns=list(self.activities))
 
@@ -169,8 +169,7 @@ class Home(Described):
         count = int(days * 1440 / width)
         times = np.datetime64(start, "ns") + (np.arange(count) * width * 6e10).astype("timedelta64[ns]")
         schedule = self._schedule(times)
-        first = np.exp(schedule[0])[:, None] * np.asarray(self.dynamics.durations)
-        path = np.asarray(self.dynamics.ahead(first / first.sum(), schedule).sample(path_key))
+        path = np.asarray(self.dynamics.ahead(np.exp(schedule[0]), schedule).sample(path_key))
         flow = jax.tree.map(lambda a: a[0], self.experts.emission)
         no = np.zeros(count)
         basis = time_basis(Record(times, no > 0, no[:, None], path, path, width))
@@ -205,16 +204,12 @@ class Home(Described):
         :raises ValueError: for a time outside the frame.
         """
         _, data = self._read(frame)
-        at = (
-            int(
-                np.searchsorted(data.time, np.datetime64(pd.Timestamp(when).tz_localize(None), "ns"), "right")
-            )
-            - 1
-        )
-        if at < 0 or np.datetime64(pd.Timestamp(when).tz_localize(None), "ns") > data.time[
-            -1
-        ] + np.timedelta64(int(self.step * 6e10), "ns"):
+        instant = np.datetime64(pd.Timestamp(when).tz_localize(None), "ns")
+        ago = instant - data.time
+        inside = (ago >= np.timedelta64(0, "ns")) & (ago < np.timedelta64(int(self.step * 6e10), "ns"))
+        if not inside.any():
             raise ValueError(f"{when} is not in the frame, which goes from {data.time[0]} to {data.time[-1]}")
+        at = int(inside.argmax())
         features = features_of(data, self.sensors)
         whole = _log_odds(self._at(features, data, at))
         rows = {}
@@ -233,7 +228,7 @@ class Home(Described):
     def plot(
         self, frame: Any, *, day: Any = None, path: str | os.PathLike[str] | None = None, title: str = ""
     ):
-        """The picture of a day: the probabilities, and below them the labels and the best guess.
+        """The picture of a day: the probability of each activity, its label above, and the sensors below.
 
         :param day: a date; None for the first day of the frame.
         :return: the matplotlib figure.

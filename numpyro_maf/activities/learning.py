@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import jax
@@ -18,8 +17,8 @@ from numpyro_maf.activities.durations import Dynamics
 from numpyro_maf.activities.experts import TABLES, Experts, Tables, learn_experts, record_tables
 from numpyro_maf.activities.features import features_at, slope
 from numpyro_maf.activities.home import Home
-from numpyro_maf.activities.records import Record, as_frame, label_names, record
-from numpyro_maf.activities.sensors import Sensor, find_kind, find_sensors, scaled
+from numpyro_maf.activities.records import Record, as_frame, label_names, record, times_of
+from numpyro_maf.activities.sensors import Sensor, find_kind, find_sensors, readings, scaled
 from numpyro_maf.rng import as_key, split
 
 __all__ = ["fit"]
@@ -83,9 +82,9 @@ def fit(
     if members < 1 or folds < 2 or steps < 1:
         raise ValueError(f"members and steps must be at least 1 and folds 2, got {members}, {steps}, {folds}")
     given = find_sensors(frame, sensors, {time, label})
-    data, levels = record(frame, time, [n for n, _ in given], label=label, activities=names, minutes=minutes)
-    found, columns = _sensors(given, data, levels)
-    data = replace(data, values=data.values[:, columns])
+    kinds = _sensors(frame, time, given)
+    data = record(frame, time, kinds, label=label, activities=names, minutes=minutes)
+    found = [_scaled(sensor, data.values[:, j], data.step) for j, sensor in enumerate(kinds)]
     init_key, fit_key, fill_key, again_key = split(as_key(key), 4)
     fold = _folds(data, folds)
     folds = int(fold.max()) + 1
@@ -119,11 +118,12 @@ def fit(
     )  # fmt: skip
 
 
-def _sensors(given, data: Record, levels) -> tuple[list[Sensor], list[int]]:
-    """Kinds and scales; columns that never change are left out, with a warning."""
-    found, columns = [], []
-    for j, ((name, kind), names) in enumerate(zip(given, levels)):
-        values = data.values[:, j]
+def _sensors(frame, time: str, given) -> list[Sensor]:
+    """The sensors with their kinds; columns that never change are left out, with a warning."""
+    order = np.argsort(times_of(frame, time)[0].to_numpy(), kind="stable")
+    found = []
+    for name, kind in given:
+        values, names = readings(frame[name])
         known = values[~np.isnan(values)]
         if not len(known):
             warnings.warn(f"sensor {name!r} has no reading; it is left out", stacklevel=3)
@@ -131,7 +131,7 @@ def _sensors(given, data: Record, levels) -> tuple[list[Sensor], list[int]]:
         if known.min() == known.max():
             warnings.warn(f"sensor {name!r} is constant, {known[0]:g}; it is left out", stacklevel=3)
             continue
-        kind = kind or find_kind(values, names)
+        kind = kind or find_kind(values[order], names)
         if kind == "categorical" and not names:
             raise ValueError(
                 f"sensor {name!r} is to be categorical, and holds numbers; turn its codes into text: "
@@ -139,19 +139,21 @@ def _sensors(given, data: Record, levels) -> tuple[list[Sensor], list[int]]:
             )
         if kind != "categorical" and names:
             raise ValueError(f"sensor {name!r} holds the names {list(names)}: its kind must be 'categorical'")
-        if kind == "binary" and not np.isin(known, (0.0, 1.0)).all():
-            raise ValueError(
-                f"sensor {name!r} is to be binary, and holds {known[~np.isin(known, (0, 1))][0]:g}"
-            )
+        wrong = known[~np.isin(known, (0, 1))]
+        if kind == "binary" and len(wrong):
+            raise ValueError(f"sensor {name!r} is to be binary, and holds {wrong[0]:g}")
         if kind == "count" and (known < 0).any():
             raise ValueError(f"sensor {name!r} is to be a count, and holds {known.min():g}")
-        window = max(int(round(15 / data.step)), 1)
-        slopes = slope(values, window, window) / data.step if kind == "slow" else np.zeros(1)
-        found.append(scaled(Sensor(name, kind, names), values, slopes))
-        columns.append(j)
+        found.append(Sensor(name, kind, names))
     if not found:
         raise ValueError("no sensor has two different readings; there is nothing to learn from")
-    return found, columns
+    return found
+
+
+def _scaled(sensor: Sensor, values: np.ndarray, step: float) -> Sensor:
+    window = max(int(round(15 / step)), 1)
+    slopes = slope(values, window, window) / step if sensor.kind == "slow" else np.zeros(1)
+    return scaled(sensor, values, slopes)
 
 
 def _folds(data: Record, folds: int) -> np.ndarray:

@@ -15,7 +15,17 @@ import pandas as pd
 
 from numpyro_maf.activities.sensors import Sensor, readings
 
-__all__ = ["MOST_SLOTS", "Record", "as_frame", "label_names", "record", "times_of"]
+__all__ = [
+    "MOST_SLOTS",
+    "Record",
+    "as_frame",
+    "gathered",
+    "label_names",
+    "label_text",
+    "record",
+    "slot_start",
+    "times_of",
+]
 
 LONGEST_GAP = pd.Timedelta(hours=6)  # the record is cut where nothing was recorded for longer
 MOST_SLOTS = 50_000_000
@@ -148,19 +158,19 @@ def _has_offsets(column) -> bool:
 def record(
     frame: pd.DataFrame,
     time: str,
-    sensors: Sequence[Sensor] | Sequence[str],
+    sensors: Sequence[Sensor],
     *,
     label: str | None = None,
     activities: Sequence[str] = (),
     minutes: float | None = None,
     name: str = "frame",
-) -> tuple[Record, list[tuple[str, ...]]]:
-    """The frame on a grid, and the names of the states of each column.
+) -> Record:
+    """The frame on a grid.
 
-    Rows may come in any order, irregularly, and several in a slot: levels are averaged, events count where
-    any row has one, the most frequent label holds.
+    Rows may come in any order, irregularly, and several in a slot: see :func:`gathered`; the most frequent
+    label holds.
 
-    :param sensors: as learned, or names for a first reading. A sensor that the frame lacks is missing.
+    :param sensors: a sensor that the frame lacks is missing.
     :param activities: the names of the labels; a label that is none of them is an error.
     :param minutes: length of a slot; None for the usual distance of rows.
     """
@@ -178,7 +188,7 @@ def record(
     # Number the slots of each stretch from its first row.
     cut = np.r_[True, gaps > max(LONGEST_GAP.value, 3 * width)]
     first = at[cut][np.cumsum(cut) - 1]
-    first = first - first % width if 86_400 * 10**9 % width == 0 else first
+    first = slot_start(first, width)
     within = (at - first) // width
     ends = np.r_[np.flatnonzero(cut)[1:] - 1, len(at) - 1]
     lengths = within[ends] + 1
@@ -191,52 +201,51 @@ def record(
     slot[order] = slot_sorted
     starts = np.zeros(total, bool)
     starts[offset] = True
-    instants_of = (
-        np.repeat(at[cut] - (at[cut] - first[cut]), lengths)
-        + (np.arange(total) - np.repeat(offset, lengths)) * width
-    )
+    instants_of = np.repeat(first[cut], lengths) + (np.arange(total) - np.repeat(offset, lengths)) * width
     shift = local.to_numpy().astype("datetime64[ns]").astype(np.int64)[order] - at
     known = np.zeros(total, np.int64)
     known[slot_sorted] = np.arange(len(at)) + 1
     wall = instants_of + shift[np.maximum(np.maximum.accumulate(known) - 1, 0)]
 
     values = np.full((total, len(sensors)), np.nan)
-    levels: list[tuple[str, ...]] = []
     for j, sensor in enumerate(sensors):
-        as_learned = sensor if isinstance(sensor, Sensor) else None
-        column_name = as_learned.name if as_learned else sensor
-        if column_name not in frame.columns:
-            levels.append(as_learned.levels if as_learned else ())
-            continue
-        numbers, names = readings(frame[column_name], as_learned)
-        levels.append(names)
-        pick = as_learned is not None and as_learned.is_event or bool(names) or _few(numbers)
-        values[:, j] = _gathered(numbers, slot, total, highest=pick)
-        if as_learned is not None and as_learned.kind == "binary":
-            values[:, j] = np.where(np.isnan(values[:, j]), np.nan, values[:, j] > 0)
+        if sensor.name in frame.columns:
+            numbers = readings(frame[sensor.name], sensor)[0]
+            values[:, j] = gathered(numbers[order], slot_sorted, total, sensor)
     labels = np.full(total, -1, np.int64)
     if label is not None:
         labels = _majority(_codes(frame, label, activities, name), slot, total, len(activities))
-    return Record(wall.astype("datetime64[ns]"), starts, values, labels, slot, minutes), levels
+    return Record(wall.astype("datetime64[ns]"), starts, values, labels, slot, minutes)
 
 
-def _few(numbers) -> bool:
-    known = numbers[~np.isnan(numbers)]
-    return bool(np.isin(known, (0.0, 1.0)).all())
+def slot_start(instant: Any, width: int) -> Any:
+    """Where the first slot begins, in nanoseconds: on the clock, if slots of this width divide a day."""
+    return instant - instant % width if 86_400 * 10**9 % width == 0 else instant
 
 
-def _gathered(numbers, slot, total, highest: bool) -> np.ndarray:
-    """Readings by slot: their mean, or the highest."""
+def gathered(numbers: np.ndarray, slot: np.ndarray, total: int, sensor: Sensor) -> np.ndarray:
+    """``(total,)``: the readings of each slot as one, NaN without any.
+
+    Of levels it is the mean, of counts the sum; what is on or off was on if it was on once; of states the
+    last holds.
+
+    :param numbers: ``(rows,)`` in the order of time, NaN where missing; ``slot``: ``(rows,)``.
+    """
     there = ~np.isnan(numbers)
-    if highest:
-        out = np.full(total, -np.inf)
-        np.maximum.at(out, slot[there], numbers[there])
-        return np.where(np.isinf(out), np.nan, out)
-    count = np.bincount(slot[there], minlength=total)
-    centre = numbers[there].mean() if there.any() else 0.0
-    sums = np.bincount(slot[there], numbers[there] - centre, minlength=total)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(count > 0, sums / count + centre, np.nan)
+    numbers, slot = numbers[there], slot[there]
+    out = np.full(total, np.nan)
+    if sensor.kind == "categorical":
+        out[slot] = numbers
+        return out
+    if sensor.kind == "binary":
+        out[slot] = 0.0
+        out[slot[numbers > 0]] = 1.0
+        return out
+    count = np.bincount(slot, minlength=total)
+    centre = numbers.mean() if len(numbers) and sensor.kind != "count" else 0.0
+    sums = np.bincount(slot, numbers - centre, minlength=total)
+    share = np.ones(total) if sensor.kind == "count" else np.maximum(count, 1)
+    return np.where(count > 0, sums / share + centre, np.nan)
 
 
 def label_names(frame: pd.DataFrame, label: str, name: str = "frame") -> tuple[str, ...]:
@@ -245,10 +254,11 @@ def label_names(frame: pd.DataFrame, label: str, name: str = "frame") -> tuple[s
         raise ValueError(
             f"{name} has no column {label!r} for the label; its columns are {list(frame.columns)}"
         )
-    return tuple(sorted({*_text(frame[label]).dropna()}))
+    return tuple(sorted({*label_text(frame[label]).dropna()}))
 
 
-def _text(column: pd.Series) -> pd.Series:
+def label_text(column: pd.Series) -> pd.Series:
+    """Labels as text, missing where a cell is empty."""
     text = column.astype(str).str.strip()
     if pd.api.types.is_float_dtype(column.dtype):
         whole = column.dropna().mod(1).eq(0).all()
@@ -262,7 +272,7 @@ def _codes(frame, label, activities, name) -> np.ndarray:
         raise ValueError(
             f"{name} has no column {label!r} for the label; its columns are {list(frame.columns)}"
         )
-    text = _text(frame[label])
+    text = label_text(frame[label])
     codes = pd.Index(list(activities)).get_indexer(pd.Index(text)).astype(np.int64)
     new = (codes < 0) & text.notna().to_numpy()
     if new.any():

@@ -13,7 +13,7 @@ import pandas as pd
 
 from numpyro_maf.activities.experts import tables_of
 from numpyro_maf.activities.features import HORIZON, features_of
-from numpyro_maf.activities.records import LONGEST_GAP, Record
+from numpyro_maf.activities.records import LONGEST_GAP, Record, gathered, slot_start
 from numpyro_maf.activities.sensors import readings
 
 __all__ = ["Stream"]
@@ -35,6 +35,7 @@ class Stream:
         self._slots: list[np.ndarray] = []
         self._walls: list[int] = []
         self._instant: int | None = None
+        self._last = 0
         self._before: np.ndarray | None = None
         self._now: np.ndarray | None = None
         self._age = np.zeros(len(self.home.activities))
@@ -48,32 +49,36 @@ class Stream:
         :raises ValueError: for a time before the last one, unknown sensors, and readings of no use.
         """
         stamp = pd.Timestamp(time)
+        if stamp is pd.NaT:
+            raise ValueError(f"time must be a time, got {time!r}")
         wall = stamp.tz_localize(None).as_unit("ns").value
         instant = wall if stamp.tz is None else stamp.tz_convert("UTC").tz_localize(None).as_unit("ns").value
         row = self._row(values)
-        if self._instant is not None and instant // self._width * self._width - self._instant > max(
-            LONGEST_GAP.value, 3 * self._width
-        ):
-            self._restart()
-        slot = instant - instant % self._width
-        wall -= instant % self._width
-        if self._instant is None:
-            self._instant, self._before = slot, None
-            self._slots, self._walls = [row], [wall]
-            return self._answer()
-        if slot < self._instant:
+        if self._instant is not None and instant < self._instant:
             raise ValueError(f"{time} is before the last reading; times must not go back")
-        if slot == self._instant:
-            self._slots[-1] = self._merged(self._slots[-1], row)
-            return self._answer()
-        while self._instant < slot:
+        if self._instant is not None and instant - self._last > max(LONGEST_GAP.value, 3 * self._width):
+            self._restart()
+        self._last = instant
+        if self._instant is None:
+            self._instant = slot_start(instant, self._width)
+            self._open(wall - instant + self._instant)
+        while instant - self._instant >= self._width:  # slots in which nothing came are missing
             self._before = self._now
             self._instant += self._width
-            behind = slot - self._instant
-            self._slots.append(row if behind == 0 else np.full(len(row), np.nan))
-            self._walls.append(wall - behind)
-            answer = self._answer()
-        return answer
+            self._open(wall - instant + self._instant)
+            if instant - self._instant >= self._width:
+                self._answer()
+        self._rows.append(row)
+        sensors = self.home.sensors
+        rows, first = np.stack(self._rows), np.zeros(len(self._rows), np.int64)
+        self._slots[-1] = np.array([gathered(rows[:, j], first, 1, s)[0] for j, s in enumerate(sensors)])
+        return self._answer()
+
+    def _open(self, wall: int) -> None:
+        """Begin a slot, so far without a reading."""
+        self._rows: list[np.ndarray] = []
+        self._slots.append(np.full(len(self.home.sensors), np.nan))
+        self._walls.append(wall)
 
     @property
     def probabilities(self) -> pd.Series:
@@ -93,8 +98,11 @@ class Stream:
 
     def _row(self, values: Mapping[str, Any]) -> np.ndarray:
         names = [s.name for s in self.home.sensors]
-        if not isinstance(values, Mapping):
+        if not isinstance(values, (Mapping, pd.Series)):
             raise TypeError(f"values must be readings by sensor, got {type(values).__name__}")
+        others = {self.home.time, self.home.label}
+        if unknown := [name for name in dict(values) if name not in names and name not in others]:
+            raise ValueError(f"the home has no sensor {unknown[0]!r}; its sensors are {names}")
         row = np.full(len(names), np.nan)
         for j, sensor in enumerate(self.home.sensors):
             value = values.get(sensor.name)
@@ -106,14 +114,7 @@ class Stream:
                 row[j] = float(value)
             else:
                 row[j] = readings(pd.Series([value], name=sensor.name), sensor)[0][0]
-            if sensor.kind == "binary" and row[j] == row[j]:
-                row[j] = float(row[j] > 0)
         return row
-
-    def _merged(self, old: np.ndarray, new: np.ndarray) -> np.ndarray:
-        """Readings of one slot: events count where any has one, of levels the last holds."""
-        events = np.array([s.is_event for s in self.home.sensors])
-        return np.where(np.isnan(new), old, np.where(events & ~np.isnan(old), np.fmax(old, new), new))
 
     def _answer(self) -> pd.Series:
         home = self.home
@@ -121,8 +122,7 @@ class Stream:
         values = np.stack(self._slots)
         none = np.zeros(len(values), np.int64)
         times = np.array(self._walls, "datetime64[ns]")
-        starts = none.astype(bool)
-        data = Record(times, starts | (np.arange(len(values)) == 0), values, none - 1, none, home.step)
+        data = Record(times, np.arange(len(values)) == 0, values, none - 1, none, home.step)
         last = features_of(data, home.sensors).rows(slice(-1, None))
         tables = tables_of(home.experts, last, future=False)
         before = self._before

@@ -11,9 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-
-from numpyro_maf.tensors import read_tensors
+from numpyro_maf.tensors import opened, read_tensors
 
 __all__ = ["described", "run"]
 
@@ -58,21 +56,14 @@ _BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, 
 
 def _header(path: Path) -> tuple[dict[str, Any], dict[str, tuple[list[int], str, int]]]:
     """The header, and by array shape, type and bytes."""
-    try:
-        opened = safe_open(path, "numpy")
-    except Exception as error:
-        raise ValueError(f"is damaged or not a safetensors file: {error}") from error
-    with opened as file:
-        metadata = file.metadata() or {}
-        if "numpyro_maf" not in metadata:
-            raise ValueError("was not written by numpyro_maf.save")
-        header = json.loads(metadata["numpyro_maf"])
+    with opened(path) as (file, text, digest):
+        header = json.loads(text)
         shapes = {}
         for name in file.keys():  # noqa: SIM118
             part = file.get_slice(name)
             shape, dtype = part.get_shape(), part.get_dtype()
             shapes[name] = (shape, dtype, math.prod(shape) * _BYTES.get(dtype, 1))
-    return header | {"sealed": "sha256" in metadata}, shapes
+    return header | {"sealed": digest is not None}, shapes
 
 
 def _numbers(header, shapes, path: Path, check: bool) -> list[str]:
