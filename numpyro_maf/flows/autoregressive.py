@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from numpyro_maf.flows.coupling import Conditioned
+from numpyro_maf.flows.layout import enter
 from numpyro_maf.flows.scalars import Affine, Scalar
 from numpyro_maf.flows.shapes import check_order
-from numpyro_maf.flows.sweeps import _compiled_forward, _compiled_inverse, enter
+from numpyro_maf.flows.sweeps import _compiled_forward, _compiled_inverse
 from numpyro_maf.nn.masked import MaskedMLP
 from numpyro_maf.pytrees import static
 

@@ -20,9 +20,10 @@ from numpyro.distributions.batch_util import vmap_over
 from numpyro.distributions.util import validate_sample
 
 from numpyro_maf.flows.distributions import Stacking
+from numpyro_maf.flows.layout import enter
 from numpyro_maf.flows.linear import Standardize
 from numpyro_maf.flows.shapes import zeros_of
-from numpyro_maf.flows.sweeps import enter, network, sweep
+from numpyro_maf.flows.sweeps import network, sweep
 from numpyro_maf.nn.init import ACTIVATIONS
 from numpyro_maf.nn.masked import masks_of
 from numpyro_maf.rng import as_key, as_shape
