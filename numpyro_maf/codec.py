@@ -27,7 +27,8 @@ KINDS: dict[str, type] = {}  # classes by the name that files call them
 
 
 def storable(cls: type[T]) -> type[T]:
-    """Register a dataclass by its name. Fields with the metadata ``stored=False`` keep their defaults.
+    """Register a dataclass by its name. Fields with the metadata ``stored=False`` keep their defaults, and
+    so do those with ``added=True`` when a file was written before there was such a field.
 
     A class that is no dataclass has a method ``stored``: the arguments, by name, of the constructor.
     """
@@ -37,6 +38,12 @@ def storable(cls: type[T]) -> type[T]:
 
 def _fields(cls) -> list[str]:
     return [f.name for f in dataclasses.fields(cls) if f.metadata.get("stored", True)]
+
+
+def _different(cls, names: set[str]) -> set[str]:
+    """Names of fields that a file has too many or too few."""
+    added = {f.name for f in dataclasses.fields(cls) if f.metadata.get("added")}
+    return (names | added) ^ set(_fields(cls))
 
 
 def _parts(value) -> dict[str, Any]:
@@ -148,9 +155,8 @@ def read(value, arrays: dict[str, np.ndarray] | None = None, path: str = "") -> 
     if not isinstance(kind, str) or kind not in KINDS:
         raise ValueError(f"{path or 'the file'} holds an unknown kind {kind!r}")
     cls = KINDS[kind]
-    if dataclasses.is_dataclass(cls) and set(parts) != set(_fields(cls)):
-        different = sorted(set(parts) ^ set(_fields(cls)))
-        raise ValueError(f"{path or 'the file'} does not fit a {kind}: {', '.join(different)}")
+    if dataclasses.is_dataclass(cls) and (different := _different(cls, set(parts))):
+        raise ValueError(f"{path or 'the file'} does not fit a {kind}: {', '.join(sorted(different))}")
     fields = {name: read(v, arrays, f"{path}.{name}") for name, v in parts.items()}
     try:
         return cls(**fields)

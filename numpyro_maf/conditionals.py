@@ -3,6 +3,14 @@
 
 """Distributions of a column of a MADE: the public path of :mod:`numpyro_maf.flows.conditionals`."""
 
-from numpyro_maf.flows.conditionals import Bernoulli, Categorical, Conditional, Mixture, Normal
+from numpyro_maf.flows.conditionals import (
+    Bernoulli,
+    Categorical,
+    Conditional,
+    Count,
+    LogMixture,
+    Mixture,
+    Normal,
+)
 
-__all__ = ["Bernoulli", "Categorical", "Conditional", "Mixture", "Normal"]
+__all__ = ["Bernoulli", "Categorical", "Conditional", "Count", "LogMixture", "Mixture", "Normal"]

@@ -18,7 +18,7 @@ from numpyro.distributions import constraints
 
 import numpyro_maf as nm
 from numpyro_maf import codec
-from numpyro_maf.flows.conditionals import Bernoulli, Categorical, Mixture, Normal
+from numpyro_maf.flows.conditionals import Bernoulli, Categorical, Count, LogMixture, Mixture, Normal
 
 DISCRETE = (Categorical(3), Bernoulli(), Categorical(2), Bernoulli())
 STATES = np.array(list(itertools.product(range(3), range(2), range(2), range(2))))
@@ -153,7 +153,14 @@ def scored_and_drawn(d, y, key):
 
 
 @pytest.mark.parametrize(
-    "columns", [(Normal(), Mixture(3)), (Normal(), Bernoulli()), (Categorical(3), Mixture(2))]
+    "columns",
+    [
+        (Normal(), Mixture(3)),
+        (Normal(), Bernoulli()),
+        (Categorical(3), Mixture(2)),
+        (Categorical(3, low=-1), LogMixture(2, scale=0.5)),
+        (Count(2, most=12, loc=1.0, scale=0.5), Normal()),
+    ],
 )
 @pytest.mark.parametrize("name", ["plain", "both"])
 def test_mixed_columns_integrate_to_one_and_draw_alike(columns, name):
@@ -162,9 +169,12 @@ def test_mixed_columns_integrate_to_one_and_draw_alike(columns, name):
     t = np.linspace(-6, 6, 201 if all(not c.is_discrete for c in columns) else 1001)
     axes = [(np.sinh(t), (t[1] - t[0]) * np.cosh(t))] * 2
     for i, column in enumerate(columns):
-        if column.is_discrete:
-            count = getattr(column, "categories", 2)
-            axes[i] = np.arange(count, dtype=float), np.ones(count)
+        if isinstance(column, LogMixture):
+            axes[i] = np.exp(t), (t[1] - t[0]) * np.exp(t)
+        elif column.is_discrete:
+            low = getattr(column, "low", 0)
+            count = getattr(column, "categories", 13 if isinstance(column, Count) else 2)
+            axes[i] = low + np.arange(count, dtype=float), np.ones(count)
     y = np.stack(np.meshgrid(*[a for a, _ in axes], indexing="ij"), -1).reshape(-1, 2)
     cell = np.stack(np.meshgrid(*[w for _, w in axes], indexing="ij"), -1).reshape(-1, 2).prod(1)
     log_prob, x, supported = scored_and_drawn(d, y.astype(np.float32), jax.random.key(1))
@@ -182,7 +192,48 @@ SCALES = {
     (Normal(), Mixture(3)): (jnp.array([1.0, -1.0]), jnp.array([0.5, 2.0])),
     (Normal(), Bernoulli()): (jnp.array([1.0, 0.0]), jnp.array([0.5, 1.0])),
     (Categorical(3), Mixture(2)): (jnp.array([0.0, 2.0]), jnp.array([1.0, 3.0])),
+    (Categorical(3, low=-1), LogMixture(2, scale=0.5)): (jnp.zeros(2), jnp.ones(2)),
+    (Count(2, most=12, loc=1.0, scale=0.5), Normal()): (jnp.array([0.0, 2.0]), jnp.array([1.0, 3.0])),
 }
+
+
+@pytest.mark.parametrize("most", [None, 7])
+def test_counts_have_probabilities_at_any_size(most):
+    """They sum to 1, draws follow them, and float32 is right where both ends of a cell round alike."""
+    column = Count(3, most=most, loc=1.0, scale=1.0)
+    params = jnp.asarray(column.initial, jnp.float32)
+    n = np.arange(20000 if most is None else 8, dtype=np.float32)
+    large = np.array([1e3, 1e6, 4e6, -1, 0.5, 8])
+
+    @jax.jit
+    def facts(params, uniform, normal):
+        def score(p, n):
+            return column.log_prob(p[:, None] * jnp.ones(len(n)), n)
+
+        gradient = jax.grad(lambda p: score(p, large.astype(np.float32)).sum())(params)
+        drawn = column.sample(params[:, None] * jnp.ones(20000), uniform, normal)
+        return score(params, n), score(params, large.astype(np.float32)), gradient, drawn
+
+    rng = np.random.default_rng(0)
+    numbers = np.float32([rng.uniform(size=20000), rng.normal(size=20000)])
+    table, one, gradient, drawn = map(np.asarray, facts(params, *numbers))
+    table = np.exp(table.astype(float))
+    np.testing.assert_allclose(table.sum(), 1, atol=1e-3)
+    shares = np.array([(drawn == k).mean() for k in range(8)])
+    assert (abs(shares - table[:8]) < 5 * np.sqrt(table[:8] / 20000)).all() and drawn.max() <= (most or 1e9)
+    with jax.enable_x64(True):
+        other = column.log_prob(np.array(column.initial)[:, None] * np.ones(6), large)
+    np.testing.assert_allclose(one, other, rtol=1e-5)
+    assert np.isneginf(one[3:5]).all() and np.isneginf(one[5]) == (most == 7)
+    assert np.isfinite(gradient).all()
+
+
+def test_a_logarithm_with_a_mixture():
+    column = LogMixture(1, loc=0.5, scale=0.3)
+    x = jnp.array([0.5, 1.0, 4.0])
+    expected = dist.LogNormal(0.5, 0.3).log_prob(x)
+    np.testing.assert_allclose(column.log_prob(jnp.zeros((3, 1)), x), expected, rtol=1e-5)
+    assert np.isneginf(column.log_prob(jnp.zeros((3, 1)), jnp.array([0.0, -1.0]))).all()
 
 
 def test_one_normal_column_is_a_normal():
@@ -202,6 +253,10 @@ def test_supports():
         mixed.support(jnp.array([[0.3, 2.0], [0.3, 1.5], [5.0, 3.0]])), [True, False, False]
     )
     assert binary.is_discrete and mixed.is_discrete and not flow(columns=(Normal(),))().is_discrete
+    counts, both = flow(columns=(Count(),) * 2)(), flow(columns=(Normal(), LogMixture()))()
+    np.testing.assert_array_equal(counts.support(jnp.array([[0, 900], [-1, 2]])), [True, False])
+    np.testing.assert_array_equal(both.support(jnp.array([[-1.0, 1.0], [1.0, -1.0]])), [True, False])
+    assert counts.is_discrete and not both.is_discrete
 
 
 # NumPyro and JAX ---------------------------------------------------------------------------------
@@ -336,7 +391,9 @@ def test_arguments_are_checked(options, error, message):
         nm.made(jax.random.key(0), **{"features": 2, **options})
 
 
-@pytest.mark.parametrize("column", [Normal(3.0), Mixture(4), Bernoulli(), Categorical(5)])
+@pytest.mark.parametrize(
+    "column", [Normal(3.0), Mixture(4), Bernoulli(), Categorical(5, 1), Count(4, 9), LogMixture(3, 0.5)]
+)
 def test_conditionals_round_trip_through_json(column):
     assert codec.read(json.loads(json.dumps(codec.write(column)))) == column
     with pytest.raises(ValueError, match="unknown kind"):

@@ -207,7 +207,7 @@ def made(
     columns before, so it does not reach two moons, which ``Mixture(10)`` does.
 
     :param columns: a member of :mod:`~numpyro_maf.conditionals` for all columns, or a tuple of one for each:
-        ``Normal()``, ``Mixture(10)``, ``Bernoulli()``, ``Categorical(3)``.
+        ``Normal()``, ``Mixture(10)``, ``LogMixture()``, ``Bernoulli()``, ``Categorical(3)``, ``Count()``.
     :param masks: M, how many orders and connectivities; training draws one for each step, the density is the
         mixture of all. :func:`~numpyro_maf.fit_mixture` learns its weights.
     :param agnostic: what differs between them: ``"order"`` (section 4.2), ``"connectivity"``

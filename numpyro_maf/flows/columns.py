@@ -76,7 +76,7 @@ class MADE(Stacking):
 
     @constraints.dependent_property(event_dim=1)
     def support(self):
-        """Of all columns; real vectors where each is continuous."""
+        """Of all columns; real vectors where each is real."""
         return self.made.support
 
     def _describe(self):
@@ -122,7 +122,7 @@ class MADE(Stacking):
             x, theta, restore = enter(made.net, self.context, None, value, "MADE", masks)
             _, params = network(made.net.activation, theta, made.embed(kind, x))
             x = jnp.broadcast_to(x, params.shape[1:])
-            return restore.rows(made.log_prob(kind, params, x) * jnp.asarray(counts, x.dtype))
+            return restore.rows(jnp.where(jnp.asarray(counts) > 0, made.log_prob(kind, params, x), 0.0))
 
         return _over_members(score, made.members()) + total
 

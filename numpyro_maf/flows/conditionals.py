@@ -9,25 +9,33 @@ is a frozen dataclass without arrays. Values are floats, also those of discrete 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import logsumexp
+from jax.scipy.special import log_ndtr, logsumexp
 from numpyro.distributions import constraints
 
 from numpyro_maf.flows.formulas import bounded, normal_log_density
 from numpyro_maf.flows.parametric import Parametric
 
-__all__ = ["Bernoulli", "Categorical", "Conditional", "Mixture", "Normal"]
+__all__ = ["Bernoulli", "Categorical", "Conditional", "Count", "LogMixture", "Mixture", "Normal"]
+
+_LARGEST = 2.0**30  # of counts that are drawn: float32 and int32 hold it
 
 
 @dataclass(frozen=True)
 class Conditional(Parametric):
-    """A distribution of one number (abstract)."""
+    """A distribution of one number (abstract).
+
+    ``keeps_units`` says that values come in their own units, not standardised: those of discrete columns, and
+    of columns with a scale of their own.
+    """
 
     is_discrete: ClassVar[bool] = False
+    keeps_units: ClassVar[bool] = False
 
     @property
     def support(self) -> constraints.Constraint:
@@ -94,9 +102,7 @@ class Mixture(Conditional):
     @property
     def initial(self) -> tuple[float, ...]:
         """Components spread evenly: equal ones would learn alike."""
-        k = self.components
-        means = [0.0] if k == 1 else [3 * i / (k - 1) - 1.5 for i in range(k)]
-        return (*[0.0] * k, *means, *[0.0 if k == 1 else -0.5] * k)
+        return _spread(self.components)
 
     def log_prob(self, params, x):
         logits, means, raw = jnp.split(params, 3)
@@ -105,9 +111,126 @@ class Mixture(Conditional):
         return logsumexp(jax.nn.log_softmax(logits, axis=0) + parts, axis=0)
 
     def sample(self, params, uniform, normal):
+        return _drawn(params, uniform, normal, self.bound)
+
+
+@dataclass(frozen=True)
+class LogMixture(Conditional):
+    """A positive number, whose logarithm has a mixture of normals as its distribution.
+
+    :param components: how many.
+    :param loc: mean of the logarithm, about, with its standard deviation ``scale``: components start there.
+    :param bound: the largest absolute log-scale, in units of ``scale``.
+    """
+
+    components: int = 5
+    loc: float = 0.0
+    scale: float = 1.0
+    bound: float = 7.0
+    keeps_units: ClassVar[bool] = True
+
+    def __post_init__(self):
+        if self.components < 1 or self.scale <= 0 or self.bound <= 0:
+            raise ValueError(f"LogMixture needs components >= 1, scale > 0 and bound > 0, got {self}")
+
+    @property
+    def support(self):
+        return constraints.positive
+
+    @property
+    def num_params(self) -> int:
+        return 3 * self.components
+
+    @property
+    def initial(self) -> tuple[float, ...]:
+        return _spread(self.components)
+
+    def log_prob(self, params, x):
+        log = jnp.log(jnp.where(x > 0, x, 1.0))
+        inner = Mixture(self.components, self.bound).log_prob(params, (log - self.loc) / self.scale)
+        return jnp.where(x > 0, inner - log - math.log(self.scale), -jnp.inf)
+
+    def sample(self, params, uniform, normal):
+        tiny, huge = jnp.finfo(params.dtype).tiny, jnp.finfo(params.dtype).max
+        drawn = self.loc + self.scale * _drawn(params, uniform, normal, self.bound)
+        return jnp.clip(jnp.exp(drawn), tiny, huge)
+
+    def embed(self, x):
+        return ((jnp.log(jnp.where(x > 0, x, 1.0)) - self.loc) / self.scale)[None]
+
+
+@dataclass(frozen=True)
+class Count(Conditional):
+    r"""0, 1, 2, …: a mixture of logistic distributions on the scale of ``log(1 + n)``, cut into cells.
+
+    With F the distribution function of the mixture, and :math:`u(t) = (\log(1 + t) - loc) / scale`,
+
+    .. math:: P(n) = F(u(n + 1/2)) - F(u(n - 1/2)),
+
+    where all mass below belongs to 0, and all mass above to ``most`` (Salimans et al. 2017, *PixelCNN++*,
+    section 2.1). Differences are taken as
+    :math:`\log(\sigma(b) - \sigma(a)) = \log\sigma(b) + \log\sigma(-a) + \log(1 - e^{a - b})`, which holds in
+    the tails and for large n, where both ends of a cell round to the same number.
+
+    :param components: how many.
+    :param most: the largest count; None for none.
+    :param loc: mean of ``log(1 + n)``, about, with its standard deviation ``scale``: components start there.
+    :param bound: the largest absolute log-scale, in units of ``scale``.
+    """
+
+    components: int = 5
+    most: int | None = None
+    loc: float = 2.0
+    scale: float = 2.0
+    bound: float = 7.0
+    is_discrete: ClassVar[bool] = True
+    keeps_units: ClassVar[bool] = True
+
+    def __post_init__(self):
+        fine = self.components >= 1 and self.scale > 0 and self.bound > 0
+        if not fine or (self.most is not None and self.most < 1):
+            raise ValueError(f"Count needs components, most >= 1, scale > 0 and bound > 0, got {self}")
+
+    @property
+    def support(self):
+        if self.most is None:
+            return constraints.nonnegative_integer
+        return constraints.integer_interval(0, self.most)
+
+    @property
+    def num_params(self) -> int:
+        return 3 * self.components
+
+    @property
+    def initial(self) -> tuple[float, ...]:
+        return _spread(self.components)
+
+    def _inside(self, x):
+        inside = (x >= 0) & (x == jnp.round(x))
+        return inside if self.most is None else inside & (x <= self.most)
+
+    def log_prob(self, params, x):
         logits, means, raw = jnp.split(params, 3)
-        chosen = jax.nn.one_hot(_choice(logits, uniform), self.components, axis=0, dtype=means.dtype)
-        return jnp.sum(chosen * (means + jnp.exp(bounded(raw, self.bound)) * normal), axis=0)
+        log_scales, inside = bounded(raw, self.bound), self._inside(x)
+        n = jnp.where(inside, x, 0.0)
+        rate = jnp.exp(-log_scales)
+        below, above = (((jnp.log(n + shift) - self.loc) / self.scale - means) * rate for shift in (0.5, 1.5))
+        width = jnp.log1p(1 / (n + 0.5)) / self.scale * rate  # above - below, without rounding
+        low = jax.nn.log_sigmoid(-below) + jnp.log(-jnp.expm1(-width))
+        parts = jax.nn.log_sigmoid(above) + jnp.where(n > 0, low, 0.0)
+        if self.most is not None:
+            parts = jnp.where(n == self.most, jax.nn.log_sigmoid(-below), parts)
+        mixed = logsumexp(jax.nn.log_softmax(logits, axis=0) + parts, axis=0)
+        return jnp.where(inside, mixed, -jnp.inf)
+
+    def sample(self, params, uniform, normal):
+        logistic = log_ndtr(normal) - log_ndtr(-normal)  # of the same rank as the normal number
+        at = self.loc + self.scale * _drawn(params, uniform, logistic, self.bound)
+        most = _LARGEST if self.most is None else float(self.most)
+        return jnp.clip(jnp.floor(jnp.exp(jnp.minimum(at, math.log(_LARGEST))) - 0.5), 0.0, most)
+
+    def embed(self, x):
+        return ((jnp.log1p(jnp.maximum(x, 0.0)) - self.loc) / self.scale)[None]
 
 
 @dataclass(frozen=True)
@@ -115,6 +238,7 @@ class Bernoulli(Conditional):
     """0 or 1, with a logit."""
 
     is_discrete: ClassVar[bool] = True
+    keeps_units: ClassVar[bool] = True
 
     @property
     def support(self):
@@ -134,18 +258,21 @@ class Bernoulli(Conditional):
 
 @dataclass(frozen=True)
 class Categorical(Conditional):
-    """One of ``0, …, categories - 1``, with logits; later columns see it as one-hot.
+    """One of ``low, …, low + categories - 1``, with logits; later columns see it as one-hot.
 
     :param categories: how many.
+    :param low: the first of them.
     """
 
     is_discrete: ClassVar[bool] = True
+    keeps_units: ClassVar[bool] = True
 
     categories: int = 2
+    low: int = field(default=0, metadata={"added": True})
 
     def __post_init__(self):
-        if self.categories < 2:
-            raise ValueError(f"Categorical needs two or more categories, got {self}")
+        if self.categories < 1:
+            raise ValueError(f"Categorical needs one category or more, got {self}")
 
     @property
     def inputs(self) -> int:  # type: ignore[override]
@@ -153,7 +280,7 @@ class Categorical(Conditional):
 
     @property
     def support(self):
-        return constraints.integer_interval(0, self.categories - 1)
+        return constraints.integer_interval(self.low, self.low + self.categories - 1)
 
     @property
     def num_params(self) -> int:
@@ -163,11 +290,24 @@ class Categorical(Conditional):
         return jnp.sum(self.embed(x) * jax.nn.log_softmax(params, axis=0), axis=0)
 
     def sample(self, params, uniform, normal):
-        return _choice(params, uniform).astype(params.dtype)
+        return _choice(params, uniform).astype(params.dtype) + self.low
 
     def embed(self, x):
-        categories = jnp.arange(self.categories, dtype=x.dtype).reshape(-1, *(1,) * x.ndim)
+        categories = self.low + jnp.arange(self.categories, dtype=x.dtype).reshape(-1, *(1,) * x.ndim)
         return (x == categories).astype(x.dtype)
+
+
+def _spread(k: int) -> tuple[float, ...]:
+    """Initial logits, means and log-scales of k components, apart: equal ones would learn alike."""
+    means = [0.0] if k == 1 else [3 * i / (k - 1) - 1.5 for i in range(k)]
+    return (*[0.0] * k, *means, *[0.0 if k == 1 else -0.5] * k)
+
+
+def _drawn(params, uniform, standard, bound):
+    """A draw of a mixture, ``(3 K, ...), (...), (...) -> (...)``, from one of its standard distribution."""
+    logits, means, raw = jnp.split(params, 3)
+    chosen = jax.nn.one_hot(_choice(logits, uniform), len(means), axis=0, dtype=means.dtype)
+    return jnp.sum(chosen * (means + jnp.exp(bounded(raw, bound)) * standard), axis=0)
 
 
 def _choice(logits, uniform):

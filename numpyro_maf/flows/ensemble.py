@@ -102,6 +102,10 @@ class Ensemble(Flow):
         return self.flows.is_discrete
 
     @property
+    def keeps_units(self) -> np.ndarray:
+        return self.flows.keeps_units
+
+    @property
     def recipe(self):  # type: ignore[override]
         return self.flows.recipe
 

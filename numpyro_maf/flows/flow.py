@@ -94,8 +94,13 @@ class Flow(Described, metaclass=_Kind):
 
     @property
     def is_discrete(self) -> np.ndarray:
-        """``(D,)`` booleans: which numbers of an event are discrete and keep their units."""
+        """``(D,)`` booleans: which numbers of an event are discrete."""
         return np.zeros(self.features, bool)
+
+    @property
+    def keeps_units(self) -> np.ndarray:
+        """``(D,)`` booleans: which numbers of an event are not standardised: discrete ones, among others."""
+        return self.is_discrete
 
     @property
     def weights(self) -> Any:

@@ -83,11 +83,11 @@ class Made(Flow):
         # The network's own order is that of the features: members permute it.
         back = np.argsort(order)
         net = net.permuted(back, [np.arange(h) for h in hidden])
-        continuous = not all(c.is_discrete for c in columns)
+        scaled = not all(c.is_discrete for c in columns)
         return cls(
             net,
             jnp.zeros(masks),
-            Standardize.identity(len(columns)) if continuous else None,
+            Standardize.identity(len(columns)) if scaled else None,
             Standardize.identity(context) if context else None,
             columns=columns,
             order=order,
@@ -107,9 +107,13 @@ class Made(Flow):
         return np.array([c.is_discrete for c in self.columns])
 
     @property
+    def keeps_units(self) -> np.ndarray:
+        return np.array([c.keeps_units for c in self.columns])
+
+    @property
     def support(self):
-        """Of all columns; real vectors where each is continuous."""
-        if not self.is_discrete.any():
+        """Of all columns; real vectors where each is real."""
+        if all(c.support is constraints.real for c in self.columns):
             return constraints.real_vector
         if len(set(self.columns)) == 1:
             return constraints.independent(self.columns[0].support, 1)

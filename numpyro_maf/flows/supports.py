@@ -243,19 +243,21 @@ def to_reals(support, link: str = "logit") -> tuple[Bijector, ...]:
 
 
 def categories(support) -> int:
-    """How many values a number with this support can have, 0 for a real one."""
+    """How many values a number with this support can have: 0 for a real one, -1 for infinitely many."""
     support = of_one_number(support)
     if support is constraints.boolean:
         return 2
     if isinstance(support, constraints.integer_interval):
-        return int(support.upper_bound) - int(support.lower_bound) + 1
-    return 0
+        return int(np.max(np.asarray(support.upper_bound) - np.asarray(support.lower_bound))) + 1
+    return -1 if isinstance(support, constraints.integer_greater_than) else 0
 
 
 def bijection(support):
     """From the reals, or for a discrete variable from 0, 1, …, to a support."""
     event_dim, each = support.event_dim, of_one_number(support)
-    if isinstance(each, constraints.integer_interval) or each is constraints.boolean:
+    if isinstance(each, (constraints.integer_interval, constraints.integer_greater_than)) or (
+        each is constraints.boolean
+    ):
         return _Shift(getattr(each, "lower_bound", 0))
     if isinstance(each, constraints.interval):
         inner = _NormalCDF(each.lower_bound, each.upper_bound)

@@ -57,7 +57,7 @@ class Sites(Described):
     ) -> Sites:
         """The latent variables of a model, or those of ``names``, in the model's order.
 
-        :param discrete: whether discrete ones with finitely many values are allowed.
+        :param discrete: whether discrete ones are allowed: integers from a least one.
         :raises ValueError: for discrete variables, and supports that depend on other variables.
         """
         trace, other = (
@@ -71,7 +71,7 @@ class Sites(Described):
             )
         for name, site in chosen.items():
             if site["fn"].support.is_discrete and not (discrete and categories(site["fn"].support)):
-                which = "has infinitely many values" if discrete else "is discrete"
+                which = "has no least value" if discrete else "is discrete"
                 raise ValueError(f"site {name!r} {which}; only continuous sites map to the reals")
             ends = [jax.tree.leaves(t[name]["fn"].support) for t in (trace, other)]
             if not all(np.array_equal(a, b) for a, b in zip(*ends)):
@@ -118,7 +118,7 @@ class Sites(Described):
 
     @property
     def columns(self) -> tuple[int, ...]:
-        """For each of the D columns how many values it has, 0 for a real one."""
+        """For each of the D columns how many values it has: 0 for a real one, -1 for infinitely many."""
         parts = zip(self.parts(), self.supports)
         return tuple(n for (_, _, shape), s in parts for n in [categories(s)] * math.prod(shape))
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from numpyro.distributions.transforms import ReshapeTransform
 from numpyro.primitives import Messenger
@@ -19,7 +21,7 @@ from numpyro_maf.inputs import nearest
 from numpyro_maf.sbi.ratios import Ratio, RatioDistribution
 from numpyro_maf.sbi.simulator import parameters, swap
 
-__all__ = ["learned"]
+__all__ = ["check_supported", "learned"]
 
 THREADS = (
     "another thread runs a NumPyro model at the same time, and NumPyro keeps one stack of handlers for all "
@@ -77,6 +79,8 @@ class learned(Messenger):
             return
         self.left.discard(msg["name"])
         likelihood, fn = self.likelihoods[msg["name"]], msg["fn"]
+        if msg["is_observed"]:
+            check_supported(msg["name"], likelihood, msg["value"])
         if parameters(fn) is not None:
             msg["fn"] = swap(fn, lambda s: _at(likelihood, s.theta, s.event_shape, s.each))
         else:
@@ -86,6 +90,25 @@ class learned(Messenger):
     def postprocess_message(self, msg):
         if msg["type"] == "sample" and not msg["is_observed"] and msg["name"] not in self.likelihoods:
             self.latent.append(msg["value"])
+
+
+def check_supported(name: str, likelihood, value) -> None:
+    """Refuse values of a site that its learned likelihood has not: a category that was never simulated.
+
+    :raises ValueError: for such values; tracers are not looked at.
+    """
+    seen = isinstance(likelihood, Flow) and not isinstance(value, jax.core.Tracer)
+    if not seen or np.size(value) % likelihood.features:
+        return
+    with jax.ensure_compile_time_eval():
+        rows = jnp.asarray(value, jnp.result_type(float)).reshape(-1, likelihood.features)
+        off = ~np.asarray(likelihood.support(rows))
+    if off.any():
+        raise ValueError(
+            f"{int(off.sum())} of {len(rows)} values of {name!r} are none that its learned likelihood knows, "
+            f"for one {np.asarray(rows)[off][0].tolist()}: no simulation had such a value, or it lies off "
+            "the support"
+        )
 
 
 def _at(likelihood, theta, event_shape, support):

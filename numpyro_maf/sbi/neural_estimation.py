@@ -52,9 +52,9 @@ def npe(
 ) -> Any:
     """Learn the posterior of a model's latent sites given its observed ones, from simulations of both.
 
-    Each latent site's support gives its bijection to the reals, so no draw leaves it. Discrete sites with
-    finitely many values are allowed: then the flow is a MADE, in the model's order. Interrupting keeps the
-    best so far.
+    Each latent site's support gives its bijection to the reals, so no draw leaves it. Discrete sites are
+    allowed, booleans, categories and counts: then the flow is a MADE, in the model's order. Interrupting
+    keeps the best so far.
 
     Where observed sites are in plates, the posterior follows them: the rows are a set, in any order, local
     sites are independent given those around them, and the result takes data sets of other sizes.

@@ -32,7 +32,8 @@ from numpyro_maf.inference.sites import Sites
 from numpyro_maf.pytrees import Described, static
 from numpyro_maf.rng import as_key, as_shape, split
 from numpyro_maf.sbi.atomic import AtomicLoss
-from numpyro_maf.sbi.posterior import Posterior, Setting, columns_of, not_stored
+from numpyro_maf.sbi.kinds import latent_columns
+from numpyro_maf.sbi.posterior import Posterior, Setting, not_stored
 from numpyro_maf.sbi.preprocessing import Losses, Prepared
 from numpyro_maf.sbi.simulations import with_shapes
 from numpyro_maf.sbi.surprises import Surprise, typical_of
@@ -217,12 +218,12 @@ def fit_posterior(
     view, summary, weights_of, width = prepared.summary(embedding)
     sites, vectors, training = cast(Sites, prepared.sites), prepared.theta, ~prepared.held_out
     if any(sites.columns):
-        builder = partial(made if builder is nsf else builder, columns=columns_of(sites))
+        builder = partial(made if builder is nsf else builder, columns=latent_columns(sites, vectors))
     flows = Ensemble.init(init_key, lambda k: builder(k, sites.width, context=width), ensemble)
     networks = stack([weights_of(k) for k in split(net_key, ensemble)])
     if flows.event_scale is not None:
-        inner = lambda part: np.where(flows.is_discrete, 0, flows.inner_events(part))  # noqa: E731
-        about: Any = dict(name="the latent sites' vector", density=True, keep=flows.is_discrete)
+        inner = lambda part: np.where(flows.keeps_units, 0, flows.inner_events(part))  # noqa: E731
+        about: Any = dict(name="the latent sites' vector", density=True, keep=flows.keeps_units)
         scale = scaling(vectors, np.flatnonzero(training), prepared.weights, inner, **about)
         flows = Ensemble(replace(flows.flows, event_scale=stack([scale] * ensemble)))
     some, some_arrays, starts = prepared.some, prepared.some_arrays, [flows]

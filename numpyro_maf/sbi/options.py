@@ -37,7 +37,7 @@ class AtomicOptions(PosteriorOptions, total=False):
 class LikelihoodOptions(TrainOptions, total=False):
     """Keywords of :func:`~numpyro_maf.nle` that rounds take too."""
 
-    builder: Callable[..., Any]
+    builder: Callable[..., Any] | None
     regression: bool | None
     failures: str
     weights: Any

@@ -23,7 +23,6 @@ from numpyro.infer import MCMC, NUTS
 from numpyro.infer.util import log_density
 
 from numpyro_maf.diagnostics import psis
-from numpyro_maf.flows import conditionals
 from numpyro_maf.flows.builders import made, nsf
 from numpyro_maf.inference.checks import GuideCheck
 from numpyro_maf.inference.learned_priors import Joint
@@ -32,12 +31,13 @@ from numpyro_maf.inference_data import to_arviz
 from numpyro_maf.inputs import by_site
 from numpyro_maf.pytrees import Described
 from numpyro_maf.rng import as_key, split
+from numpyro_maf.sbi.kinds import latent_columns
 from numpyro_maf.sbi.simulations import Simulations, simulate, with_shapes
 from numpyro_maf.traces import latent_names
 from numpyro_maf.train.likelihood import fit
 from numpyro_maf.train.state import carrying
 
-__all__ = ["Posterior", "Setting", "columns_of", "from_vectors", "not_stored", "to_vectors"]
+__all__ = ["Posterior", "Setting", "from_vectors", "not_stored", "to_vectors"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,7 +200,7 @@ class Posterior(Described):
         kept = self.sites.select(names)
         vector = np.asarray(to_vectors(kept, self.sample(draw_key, (num_samples,)))[0])
         if any(kept.columns):
-            builder = partial(made if builder is nsf else builder, columns=columns_of(kept))
+            builder = partial(made if builder is nsf else builder, columns=latent_columns(kept, vector))
         options = {"progress": False, "learning_rate": 2e-3, **options}
         with carrying(lambda result: Joint(result.flow, kept)):
             return Joint(fit(fit_key, builder(init_key, kept.width), vector, **options).flow, kept)
@@ -323,12 +323,6 @@ class Posterior(Described):
         starts = {k: v[:num_chains] if num_chains > 1 else v[0] for k, v in free.items()}
         mcmc.run(run_key, *self.setting.args, init_params=starts, **self.setting.kwargs)
         return mcmc
-
-
-def columns_of(sites):
-    """A MADE's conditionals: mixtures of real columns, and what discrete ones ask for."""
-    kinds = {0: conditionals.Mixture(10), 2: conditionals.Bernoulli()}
-    return tuple(kinds.get(n) or conditionals.Categorical(n) for n in sites.columns)
 
 
 def to_vectors(sites: Sites, values: dict[str, Any]) -> tuple[Any, Any, Any]:

@@ -123,7 +123,8 @@ class ModelSites:
             support = self.shown[name][0]
             if support.is_discrete and not categories(support):
                 raise ValueError(
-                    f"site {name!r} has infinitely many values; only finitely many can be learned"
+                    f"site {name!r} has discrete values without a least one; only integers from one can be "
+                    "learned"
                 )
             if name in self.varied:
                 raise ValueError(f"the support of site {name!r} depends on other sites")

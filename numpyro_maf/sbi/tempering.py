@@ -28,6 +28,7 @@ from numpyro_maf.codec import storable
 from numpyro_maf.inference.sites import Sites
 from numpyro_maf.rng import as_key, as_shape, some_rows, split
 from numpyro_maf.sbi.densities import Densities, checked_observation, prior_draws
+from numpyro_maf.sbi.handlers import check_supported
 from numpyro_maf.sbi.posterior import Posterior, Setting, from_vectors, not_stored, to_vectors
 
 __all__ = ["ParticlePosterior", "run_smc", "smc"]
@@ -107,6 +108,8 @@ def run_smc(
 ) -> ParticlePosterior:  # fmt: skip
     """As :func:`smc`; what is compiled for a setting serves it again."""
     sites = Sites.of(setting.conditioned(observation), None, setting.args, setting.kwargs)
+    for name in likelihoods.keys() & observation.keys():
+        check_supported(name, likelihoods[name], observation[name])
     prior_key, key = split(key)
     drawn = prior_draws(setting, observation, prior_key, num_particles)
     parts = sites, likelihoods, {name: jnp.asarray(value) for name, value in observation.items()}

@@ -141,9 +141,9 @@ def fit_loss(
     weights = checked_weights(weights, held_out)
     rows, start = np.flatnonzero(~held_out), cast(Any, flow)
     if standardize and flow.event_scale is not None:
-        inner, discrete = _inner(flow, dequantize, noise_key), flow.is_discrete
-        tails = flow.is_real and not discrete.any()
-        scale = scaling(x, rows, weights, inner, name="x", density=True, tails=tails, keep=discrete)
+        inner, keep = _inner(flow, dequantize, noise_key), flow.keeps_units
+        tails = flow.is_real and not keep.any()
+        scale = scaling(x, rows, weights, inner, name="x", density=True, tails=tails, keep=keep)
         start = replace(start, event_scale=scale)
     if standardize and context is not None:
         start = replace(start, context_scale=scaling(context, rows, weights, name="context"))
@@ -200,7 +200,7 @@ def _inner(flow, dequantize, key) -> Callable[..., Any]:
             new = jax.random.fold_in(key, next(count))
             part = dequantize.sample(new, part, len(flow.event_shape))[0]
         with jax.enable_x64(True):
-            return np.where(flow.is_discrete, 0, flow.inner_events(part))
+            return np.where(flow.keeps_units, 0, flow.inner_events(part))
 
     return inner
 
