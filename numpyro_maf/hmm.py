@@ -80,7 +80,9 @@ class HMM(Described, dist.Distribution):
         validate_args: bool | None = None,
     ) -> None:
         initial = jnp.asarray(as_numbers("initial", initial))
-        transition = jnp.asarray(as_numbers("transition", transition))
+        transition = as_numbers("transition", transition)
+        shape = np.shape(transition)
+        transition = jnp.asarray(transition[None] if np.ndim(transition) == 2 else transition)
         log_density = jnp.asarray(as_numbers("log_density", log_density, missing=True))
         steps_states = jnp.shape(log_density)[-2:]
         if len(steps_states) != 2 or steps_states[0] < 1:
@@ -89,19 +91,17 @@ class HMM(Described, dist.Distribution):
         if jnp.shape(initial)[-1:] != (states,):
             raise ValueError(f"initial must be (..., {states}), got {jnp.shape(initial)}")
         if jnp.shape(transition)[-2:] != (states, states):
-            raise ValueError(f"transition must end in ({states}, {states}), got {jnp.shape(transition)}")
-        if jnp.ndim(transition) == 2:
-            transition = jnp.asarray(transition)[None]
+            raise ValueError(f"transition must end in ({states}, {states}), got {shape}")
         if transition.shape[-3] == 0 == steps - 1:  # no step at all: any matrix will do
             lead = transition.shape[:-3]
             transition = jnp.broadcast_to(jnp.eye(states), (*lead, 1, states, states))
         if transition.shape[-3] not in (1, steps - 1):
             raise ValueError(
                 f"transition must be ({states}, {states}) or (..., S, {states}, {states}) with "
-                f"S = {steps - 1} or 1, got {transition.shape}"
+                f"S = {steps - 1} or 1, got {shape}"
             )
-        observed = (
-            jnp.ones(steps, bool) if observed is None else jnp.asarray(_booleans("observed", observed), bool)
+        observed = jnp.asarray(
+            np.ones(steps, bool) if observed is None else _booleans("observed", observed), bool
         )
         if jnp.shape(observed)[-1:] != (steps,):
             raise ValueError(f"observed must be (..., {steps}), got {jnp.shape(observed)}")

@@ -4,6 +4,7 @@ Compilation is what tests cost. So one compiled program gives all facts of a mem
 about them; arrays come from NumPy, and members are made once.
 """
 
+import gc
 import itertools
 import math
 import os
@@ -36,6 +37,9 @@ jax.config.update(
     or str(pathlib.Path(__file__).parent.parent / ".cache" / "jax"),
 )
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+# The heap of JAX is large and lives long: a tenth of the time.
+gc.freeze()
+gc.set_threshold(50_000, 20, 20)
 # Tests compile much and compute little: half the time. The fixture `optimized` turns it off.
 jax.config.update("jax_disable_most_optimizations", True)
 
