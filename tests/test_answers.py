@@ -101,6 +101,22 @@ def test_a_simulator_is_answered_by_two_routes(tmp_path):
     assert (tmp_path / "posterior").is_dir() and (tmp_path / "likelihood-x").is_dir()
 
 
+def test_missing_numbers_of_a_simulator_are_left_out():
+    def model(x=None):
+        m = numpyro.sample("m", dist.Normal(0, 1))
+        with numpyro.plate("rows", 3):
+            numpyro.sample("x", nm.Simulator(lambda key, m: m + jax.random.normal(key), m), obs=x)
+
+    x = np.array([1.5, np.nan, 0.5])
+    found = nm.infer(0, model, {"x": x}, simulations=3000, builder=small, max_epochs=30, **QUIET)
+    assert [stage.name for stage in found.stages] == ["simulations", "neural posterior"]
+    assert found.trusted and found.verdict.startswith("one route only")
+    assert abs(found.draws["m"].mean() - 2 / 3) < 0.12  # of two rows; three with 0 would give 1/2
+    assert abs(found.draws["m"].std() - 3**-0.5) < 0.08
+    with pytest.raises(ValueError, match="'y' has numbers that are missing .* a site with a density"):
+        nm.infer(0, regression, {"y": np.full(20, np.nan)}, model_args=(X,), **QUIET)
+
+
 def test_an_observation_outside_what_was_simulated_is_not_answered_with_trust():
     options = dict(model_args=(4,), simulations=300, builder=small, max_epochs=3, **QUIET)
     found = nm.infer(0, simulator, {"x": np.full(4, 30.0)}, **options)

@@ -164,7 +164,8 @@ def infer(
 
     :param key: a ``jax.random`` key, or an integer.
     :param model: any NumPyro model, called with ``model_args`` and ``model_kwargs``.
-    :param observation: values by site; may be empty if the model observes by itself.
+    :param observation: values by site; may be empty if the model observes by itself. At a simulator's site NaN
+        stands for numbers that are missing; then the neural posterior is the only route.
     :param simulations: how many, of models with a simulator or with discrete latent sites.
     :param num_samples: draws of the answer.
     :param guide: as for :func:`~numpyro_maf.fit_guide`.
@@ -194,6 +195,12 @@ def infer(
     )  # fmt: skip
     if not task.latent:
         raise ValueError("the model has no latent sites: there is nothing to infer")
+    for name in task.gaps:
+        if name not in task.simulators:
+            raise ValueError(
+                f"{name!r} has numbers that are missing (NaN), and a site with a density takes none: leave "
+                "them out of the model, or mask it, numpyro.handlers.mask"
+            )
     way = _by_simulation if task.simulators or task.discrete else _by_density
     journey = _Journey()
     try:
@@ -293,7 +300,8 @@ def _by_simulation(key, task: Task, journey: _Journey) -> Found:
         check = lambda: weighed(keys[0], task, neural.posterior.importance(keys[1]))  # noqa: E731
         return journey.go("importance", "the model has a density", check) or neural
     second = None
-    if not task.discrete and all(name in task.observation for name in task.simulators):
+    seen = all(name in task.observation and name not in task.gaps for name in task.simulators)
+    if not task.discrete and seen:
         reason = "a second route, by rows where the model has plates"
         second = journey.go(
             "likelihood and tempering", reason, lambda: likelihood(likelihood_key, task, sims)

@@ -87,6 +87,12 @@ class Task:
         return [name for name, site in self.latent.items() if site["fn"].support.is_discrete]
 
     @property
+    def gaps(self) -> dict[str, np.ndarray]:
+        """Which numbers of observed sites are NaN, missing; only sites where some are."""
+        holes = {name: np.isnan(value) for name, value in self.observation.items() if _may_be_nan(value)}
+        return {name: hole for name, hole in holes.items() if hole.any()}
+
+    @property
     def width(self) -> int:
         """How many latent numbers there are."""
         return sum(int(np.size(site["value"])) for site in self.latent.values())
@@ -201,16 +207,23 @@ def sampled(key, task: Task, run: GuideRun | None) -> Found:
 
 
 def simulated(key, task: Task) -> Simulations:
-    """Simulations of the model."""
-    setting = task.setting
-    options = task.running | dict(store=task.place("simulations"), progress=task.progress)
-    return simulate(key, setting.model, task.simulations, *setting.args, **options, **setting.kwargs)
+    """Simulations of the model, without the numbers that the observation has not."""
+    setting, gaps = task.setting, task.gaps
+    options = task.running | dict(
+        store=task.place("simulations"), progress=task.progress, missing=tuple(gaps)
+    )
+    sims = simulate(key, setting.model, task.simulations, *setting.args, **options, **setting.kwargs)
+    if not gaps:
+        return sims
+    holes = {name: np.where(hole, np.nan, np.asarray(sims[name])) for name, hole in gaps.items()}
+    return Simulations(dict(sims) | holes, sims.errors, sims.args, sims.kwargs, sims.stopped)
 
 
 def amortised(key, task: Task, sims: Simulations) -> Found:
     """A neural posterior, which no density corrects."""
     learn_key, draw_key = split(key)
     learning = {n: v for n, v in task.learning.items() if v is not None}
+    learning |= dict(missing=True) if task.gaps else {}
     neural = npe(
         learn_key, task.setting.model, sims, tuple(task.observation), checkpoint=task.place("posterior"),
         progress=task.progress, latent=tuple(task.latent), **learning,
@@ -237,6 +250,10 @@ def likelihood(key, task: Task, sims: Simulations) -> Found:
             progress=task.progress, **learning,
         )  # fmt: skip
     return tempered(temper_key, task, learned)
+
+
+def _may_be_nan(value) -> bool:
+    return np.issubdtype(np.asarray(value).dtype, np.floating)
 
 
 def gap(one: dict[str, Any], other: dict[str, Any]) -> tuple[float, str]:
