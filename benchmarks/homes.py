@@ -14,11 +14,13 @@ import time
 import warnings
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pandas as pd
 import sklearn
-from sklearn.ensemble import RandomForestClassifier
+from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 
 import numpyro_maf as nm
@@ -64,6 +66,54 @@ def bernoulli_chains(train, test, sensors, names):
     return {"bernoulli hmm": nm.HMM(initial, moves, table).marginals, "bernoulli hsmm": semi.marginals}
 
 
+def crf(inputs, codes, day, own, states, ridge=1.0, steps=200):
+    """A linear-chain conditional random field (Lafferty, McCallum & Pereira 2001), ``(T, K)`` for ``own``.
+
+    Weights of the inputs, and a score for each pair of neighbours, under a normal prior of precision
+    ``ridge``. Each calendar day is a chain; slots without a label are summed over.
+    """
+    x = np.concatenate([inputs, np.ones((len(inputs), 1))], -1).astype(np.float32)
+    chain = np.unique(day, return_inverse=True)[1]
+    place = np.arange(len(x)) - np.searchsorted(chain, chain)
+    stacked = np.zeros((chain.max() + 1, place.max() + 1, x.shape[1]), np.float32)
+    stacked[chain, place] = x
+    allowed = np.zeros((*stacked.shape[:2], states), np.float32)
+    allowed[chain, place] = np.where((codes < 0)[:, None] | (codes[:, None] == np.arange(states)), 0, -1e9)
+    learns = np.ones(len(stacked), np.float32)
+    learns[chain[own]] = 0
+
+    def normaliser(params, extra):
+        """``(N,)``: log of the sum over paths of each chain."""
+        table = stacked @ params["weights"] + extra
+
+        def step(before, now):
+            return jax.nn.logsumexp(before[..., None] + params["moves"], 1) + now, None
+
+        last, _ = jax.lax.scan(step, table[:, 0], jnp.moveaxis(table[:, 1:], 1, 0))
+        return jax.nn.logsumexp(last, -1)
+
+    def loss(params):
+        lost = (learns * (normaliser(params, 0.0) - normaliser(params, allowed))).sum()
+        return (lost + 0.5 * ridge * sum(jnp.sum(p**2) for p in params.values())) / len(x)
+
+    optimizer = optax.adam(optax.cosine_decay_schedule(0.1, steps))
+    params = {"weights": jnp.zeros((x.shape[1], states)), "moves": jnp.zeros((states, states))}
+
+    @jax.jit
+    def learned(params):
+        def step(carry, _):
+            params, state = carry
+            updates, state = optimizer.update(jax.grad(loss)(params), state)
+            return (optax.apply_updates(params, updates), state), None
+
+        return jax.lax.scan(step, (params, optimizer.init(params)), None, length=steps)[0][0]
+
+    params = learned(params)
+    # The gradient of the log-normaliser for the scores of a slot is the slot's probabilities.
+    marginals = jax.jit(jax.grad(lambda extra: normaliser(params, extra).sum()))(jnp.zeros(allowed.shape))
+    return np.asarray(marginals)[chain[own], place[own]]
+
+
 def one_day(frame, day, days, sensors, names, few, options):
     """Probabilities of every method for a day, learned from the others."""
     own = frame.time.dt.normalize() == day
@@ -83,12 +133,19 @@ def one_day(frame, day, days, sensors, names, few, options):
         "logistic, time since": (LogisticRegression(max_iter=500), False),
         "forest": (RandomForestClassifier(100, random_state=0), True),
         "forest, time since": (RandomForestClassifier(100, random_state=0), False),
+        "boosting": (HistGradientBoostingClassifier(max_iter=50, random_state=0), True),
+        "boosting, time since": (HistGradientBoostingClassifier(max_iter=50, random_state=0), False),
     }
     for name, (method, hours) in methods.items():
         inputs = classifier_inputs(frame, sensors, hours=hours)
         method.fit(inputs[~own][labelled], train.activity[labelled])
         p[name] = pd.DataFrame(method.predict_proba(inputs[own]), columns=method.classes_)
     known = sorted(set(train.activity.dropna()))
+    codes = pd.Categorical(frame.activity, categories=known).codes.astype(int)
+    codes[~own] = pd.Categorical(train.activity, categories=known).codes
+    inputs = classifier_inputs(frame, sensors, hours=True)
+    table = crf(inputs, codes, frame.time.dt.date, own.to_numpy(), len(known))
+    p["conditional random field"] = pd.DataFrame(table, columns=known)
     for name, table in bernoulli_chains(train, test, sensors, known).items():
         p[name] = pd.DataFrame(np.asarray(table), columns=known)
     return home, {k: v.reindex(columns=names, fill_value=0.0).to_numpy() for k, v in p.items()}, seconds
@@ -141,7 +198,7 @@ def main():
         print(f"home {name}, {len(rows)} days" + (f", labels on one day in {args.few}" if args.few else ""))
         for method, s in results.items():
             print(
-                f"  {method:22s} accuracy {s['accuracy']:.4f}  macro-F1 {s['macro_f1']:.3f}  "
+                f"  {method:26s} accuracy {s['accuracy']:.4f}  macro-F1 {s['macro_f1']:.3f}  "
                 f"log-loss {s['log_loss']:.4f}  ECE {s['ece']:.4f}", flush=True,
             )  # fmt: skip
 

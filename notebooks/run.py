@@ -27,7 +27,7 @@ warnings.filterwarnings("ignore", message="IProgress not found")
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 set_matplotlib_formats("retina")
 """
-LONGEST = ["tour", "likelihood", "guide", "posterior", "flat", "prior"]  # which begin first
+LONGEST = ["tour", "likelihood", "guide", "posterior", "flat", "homes", "prior"]  # which begin first
 RELAX = "warnings.simplefilter('ignore')"  # the kernel's own, at its end
 
 

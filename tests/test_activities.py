@@ -11,7 +11,7 @@ import pytest
 import numpyro_maf as nm
 from numpyro_maf import activities
 from numpyro_maf.activities import chain as chains
-from numpyro_maf.activities import features
+from numpyro_maf.activities import features, learning
 from numpyro_maf.activities.durations import Dynamics
 from numpyro_maf.activities.experts import Tables
 from numpyro_maf.activities.features import features_of, slope
@@ -386,3 +386,16 @@ def test_the_command_does_all(tmp_path, capsys):
     assert "'two' at row 3" in capsys.readouterr().err
     assert main(["--home", str(tmp_path / "nothing"), "--predict", "x.csv"]) == 1
     assert main(["--help"]) == 0 and jax.devices()
+
+
+def test_each_fold_lacks_weekdays_and_weekends():
+    frame = simulated(14, start="2024-03-04")  # a Monday
+    data = record(frame, "when", learned().sensors, label="what", activities=NAMES, minutes=5)
+    fold = learning._folds(data, 3)
+    for number in range(3):
+        for weekend in (False, True):
+            days = np.unique(data.day[(fold == number) & (data.weekend == weekend)])
+            assert len(days) in ((3, 4) if not weekend else (1, 2))
+    assert all(len(np.unique(fold[data.day == day])) == 1 for day in np.unique(data.day))
+    short = record(frame[:100], "when", learned().sensors, label="what", activities=NAMES, minutes=5)
+    assert np.bincount(learning._folds(short, 3)).min() > 30

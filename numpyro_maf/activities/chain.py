@@ -34,9 +34,10 @@ from numpyro_maf.activities.experts import Tables
 from numpyro_maf.codec import storable
 from numpyro_maf.hmm import HMM
 
-__all__ = ["RedrawChain", "calibrate", "smoothed"]
+__all__ = ["RedrawChain", "calibrate", "calibrating", "smoothed"]
 
 STRETCH = 256  # slots of a stretch that is calibrated on
+MOST_STRETCHES = 256
 # Where calibration starts: long memory of weak evidence, and each slot by itself.
 STARTS = {
     "pace": (0.1, 0.9, 0.5),
@@ -209,11 +210,14 @@ def calibrate(
 ) -> tuple[RedrawChain, float]:
     """The chain that predicts the known labels best, and its mean log-loss.
 
-    :param tables: by experts that have not seen the slots; ``activity``: ``(T,)``, -1 where unknown.
-    :param start: where to start; None for several places.
+    :param tables: by experts that have not seen the slots; ``activity``: ``(T,)``, -1 where unknown. Slots
+        are those that :func:`calibrating` chooses; each STRETCH of them is a chain.
+    :param start: one of the places to start from.
     """
     stacks, labels, first = _stretches(tables, activity, starts)
-    params = _started(tables.schedule.shape[-1]) if start is None else _params(start)
+    params = _started(tables.schedule.shape[-1])
+    if start is not None:
+        params = jax.tree.map(lambda first, rest: jnp.concatenate([first, rest[1:]]), _params(start), params)
     fitted, losses = _fitted(params, stacks, labels, first, steps)
     losses = np.where(np.isfinite(losses), losses, np.inf)
     best = int(losses.argmin())
@@ -291,22 +295,24 @@ def _fitted(params, stacks, labels, first, steps):
     return params, _judged(params, stacks, labels, first)
 
 
-def _stretches(tables, activity, starts, most: int = 256):
-    """Stretches of one length that hold labels; of very many, some spread over the record."""
+def calibrating(activity: np.ndarray) -> np.ndarray:
+    """``(T,)``: which slots to calibrate on: stretches with labels; of very many, some spread out."""
+    number = np.arange(len(activity)) // STRETCH
+    chosen = np.unique(number[activity >= 0])
+    if len(chosen) > MOST_STRETCHES:
+        chosen = chosen[np.linspace(0, len(chosen) - 1, MOST_STRETCHES).round().astype(int)]
+    return np.isin(number, chosen)
+
+
+def _stretches(tables, activity, starts):
+    """Tables, labels and starts of stretches of one length."""
     total = len(activity)
     count = -(-total // STRETCH)
-    labelled = np.array([(activity[i * STRETCH : (i + 1) * STRETCH] >= 0).any() for i in range(count)])
-    chosen = np.flatnonzero(labelled)
-    if len(chosen) > most:
-        chosen = chosen[np.linspace(0, len(chosen) - 1, most).round().astype(int)]
-    room = -(-len(chosen) // 16) * 16  # so that records of about the same length share one program
+    room = -(-count // 16) * 16  # so that records of about the same length share one program
 
     def cut(a, filler):
-        out = np.full((room, STRETCH, *a.shape[1:]), filler, a.dtype)
-        for i, c in enumerate(chosen):
-            part = a[c * STRETCH : (c + 1) * STRETCH]
-            out[i, : len(part)] = part
-        return jnp.asarray(out)
+        rest = np.full((room * STRETCH - total, *a.shape[1:]), filler, a.dtype)
+        return jnp.asarray(np.concatenate([a, rest]).reshape(room, STRETCH, *a.shape[1:]))
 
     flat = np.float32(-np.log(tables.schedule.shape[-1]))
     stacks = tuple(

@@ -193,10 +193,17 @@ def tables_of(experts: Experts, features: Features, *, future: bool = True, know
 
 
 def record_tables(
-    experts: Sequence[Experts], record: Record, sensors: Sequence[Sensor], *, future: bool = True
+    experts: Sequence[Experts],
+    record: Record,
+    sensors: Sequence[Sensor],
+    *,
+    future: bool = True,
+    rows: np.ndarray | None = None,
 ) -> list[Tables]:
-    """Of each of several ensembles, the tables of a record of any length."""
-    parts = [[tables_of(e, f, future=future) for e in experts] for _, f in blocks(record, sensors)]
+    """Of each of several ensembles, the tables of a record of any length, or those of the slots of a mask."""
+    chosen = np.ones(len(record), bool) if rows is None else rows
+    of_blocks = (f.rows(chosen[where]) for where, f in blocks(record, sensors) if chosen[where].any())
+    parts = [[tables_of(e, f, future=future) for e in experts] for f in of_blocks]
     return [
         Tables(*(np.concatenate([getattr(t, n) for t in of_one]) for n in TABLES)) for of_one in zip(*parts)
     ]
@@ -263,9 +270,10 @@ def learn_experts(
 ) -> Experts:
     """Train all members at once.
 
-    :param activity: ``(T, M)`` labels, one for each member; ``seen``: ``(T, M)``, weights of its rows.
+    :param activity: ``(T, M)`` labels, one for each member; ``seen``: ``(T, M)``, weights of its rows. Rows
+        without any weight are replaced by others, so that more labels need no other program.
     """
-    rows = np.flatnonzero(seen.any(1))
+    rows = np.resize(np.flatnonzero(seen.any(1)), len(seen))
     shares = np.bincount(activity[rows].ravel(), seen[rows].ravel(), minlength=start.states)
     shares = shares / shares.sum()
     balance = np.minimum(np.sqrt(1 / (start.states * np.maximum(shares, 1e-6))), 10.0)[activity[rows, 0]]

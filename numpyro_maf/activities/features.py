@@ -95,11 +95,12 @@ def features_at(record: Record, sensors: Sequence[Sensor], rows: np.ndarray) -> 
 
 
 def slope(values: np.ndarray, before: int, after: int) -> np.ndarray:
-    """Least-squares slope of a window, per slot; NaN with fewer than three readings, ``(T,) -> (T,)``."""
+    """Least-squares slope of a window, ``(T, ...) -> (T, ...)``; NaN with fewer than three readings."""
     there = ~np.isnan(values)
-    centre = values[there].mean() if there.any() else 0.0
+    count = there.sum(0)
+    centre = np.where(there, values, 0.0).sum(0) / np.maximum(count, 1)
     y = np.where(there, values - centre, 0.0)
-    t = np.arange(len(values)) - len(values) / 2
+    t = (np.arange(len(values)) - len(values) / 2).reshape(-1, *(1,) * (values.ndim - 1))
     n, st, stt, sy, sty = (
         _window(v, before, after) for v in (there * 1.0, there * t, there * t * t, y, y * t)
     )
@@ -109,8 +110,8 @@ def slope(values: np.ndarray, before: int, after: int) -> np.ndarray:
 
 
 def _window(values: np.ndarray, before: int, after: int) -> np.ndarray:
-    """Sums over slots ``t - before`` to ``t + after``, fewer at both ends."""
-    sums = np.concatenate([[0.0], np.cumsum(values)])
+    """Sums over slots ``t - before`` to ``t + after``, fewer at both ends, ``(T, ...) -> (T, ...)``."""
+    sums = np.concatenate([np.zeros_like(values[:1]), np.cumsum(values, 0)])
     at = np.arange(len(values))
     return sums[np.minimum(at + after + 1, len(values))] - sums[np.maximum(at - before, 0)]
 
@@ -131,57 +132,91 @@ def _since(flags: np.ndarray, most: float) -> np.ndarray:
 
 
 def _stretch(values, sensors, step):
-    """Features of one stretch: now, known, memory, there, and owners and looks ahead of memory's columns."""
+    """Features of one stretch: now, known, memory, there, and owners and looks ahead of memory's columns.
+
+    All sensors of a kind are computed at once; columns stand sensor by sensor.
+    """
     slots = [max(int(round(w / step)), 1) for w in WINDOWS]
-    most = max(int(HORIZON / step), 1)
     columns, owner, ahead = [], [], []
 
     def add(column, sensor, looks_ahead=False):
-        columns.append(np.nan_to_num(np.asarray(column, np.float32)))
+        columns.append(column)
         owner.append(sensor)
         ahead.append(looks_ahead)
 
-    now = np.zeros(values.shape, np.float32)
     known = ~np.isnan(values)
-    there = np.stack([_window(known[:, j] * 1.0, slots[0], 0) > 0 for j in range(values.shape[1])], -1)
-    flags, whose = [], []
+    there = _window(known * 1.0, slots[0], 0) > 0
+    now = np.nan_to_num(values).astype(np.float32)
+    levels = [j for j, s in enumerate(sensors) if not s.is_event]
+    of_level = _levels(values[:, levels], [sensors[j] for j in levels], slots, step)
+    whose, flags = _flags(values, sensors)
+    shares = [(_mean(flags, w, 0), _mean(flags, 0, w)) for w in slots]
     for j, sensor in enumerate(sensors):
-        v = values[:, j]
         if not sensor.is_event:
-            level = np.arcsinh((v - sensor.centre) / sensor.spread)
-            add(level, j)
-            if sensor.kind == "slow":
-                both = np.arcsinh(slope(v, slots[0], slots[0]) / step / sensor.slope)
-                now[:, j], known[:, j] = np.nan_to_num(both), np.isfinite(both) & known[:, j]
-                for width in slots:
-                    add(np.arcsinh(slope(v, width, 0) / step / sensor.slope) / 2, j)
-                    add(np.arcsinh(slope(v, 0, width) / step / sensor.slope) / 2, j, True)
-                add(both / 2, j, True)
-            else:
-                now[:, j] = np.nan_to_num(level)
-            for width in slots:
-                add(np.arcsinh((v - _mean(v, width, 0)) / sensor.spread), j)
-                add(np.arcsinh((_mean(v, 0, width) - v) / sensor.spread), j, True)
+            own, both = of_level[levels.index(j)]
+            for column, looks_ahead in own:
+                add(column, j, looks_ahead)
+            now[:, j] = np.nan_to_num(own[0][0] if both is None else both)
+            if both is not None:
+                known[:, j] &= np.isfinite(both)
             continue
-        now[:, j] = np.nan_to_num(np.minimum(v, MOST_COUNT) if sensor.kind == "count" else v)
-        states = [v == s for s in range(sensor.states)] if sensor.kind == "categorical" else [v > 0]
-        for state in states:
-            flags.append(state)
-            whose.append(j)
-            active = np.where(np.isnan(v), np.nan, state * 1.0)
-            for width in slots:
-                add(_mean(active, width, 0), j)
-                add(_mean(active, 0, width), j, True)
+        for c in np.flatnonzero(whose == j):
+            for back, forward in shares:
+                add(back[:, c], j)
+                add(forward[:, c], j, True)
         if sensor.kind == "count":
-            add(np.log1p(np.maximum(v, 0)), j)
-    if flags:
-        _add_events(add, np.stack(flags, -1), whose, len(sensors), step, most)
-    memory = np.stack(columns, -1)
+            now[:, j] = np.minimum(now[:, j], MOST_COUNT)
+            add(np.log1p(np.maximum(values[:, j], 0)), j)
+    if len(whose):
+        _add_events(add, flags > 0, whose, len(sensors), step)
+    memory = np.nan_to_num(np.stack(columns, -1).astype(np.float32))
     return now, known, memory, there, (np.array(owner), np.array(ahead))
 
 
-def _add_events(add, active, whose, shared, step, most) -> None:
+def _levels(values, sensors, slots, step):
+    """For each sensor of levels its columns, with whether they look ahead, and a slow one's slope."""
+    if not sensors:
+        return []
+    centre, spread, scale = (
+        np.array([getattr(s, n) for s in sensors]) for n in ("centre", "spread", "slope")
+    )
+
+    def change(before, after):
+        return np.arcsinh(slope(values, before, after) / step / scale)
+
+    slopes = [(change(w, 0) / 2, change(0, w) / 2) for w in slots]
+    both = change(slots[0], slots[0])
+    level = np.arcsinh((values - centre) / spread)
+    means = [(_mean(values, w, 0), _mean(values, 0, w)) for w in slots]
+    moved = [(np.arcsinh((values - b) / spread), np.arcsinh((f - values) / spread)) for b, f in means]
+    found = []
+    for c, sensor in enumerate(sensors):
+        own = [(level[:, c], False)]
+        if sensor.kind == "slow":
+            for back, forward in slopes:
+                own += [(back[:, c], False), (forward[:, c], True)]
+            own.append((both[:, c] / 2, True))
+        for back, forward in moved:
+            own += [(back[:, c], False), (forward[:, c], True)]
+        found.append((own, both[:, c] if sensor.kind == "slow" else None))
+    return found
+
+
+def _flags(values, sensors):
+    """Sensors ``(C,)`` and activity ``(T, C)`` of what can be on or off: 1, 0, or NaN where missing."""
+    parts = [
+        (j, values[:, j] == state if sensor.kind == "categorical" else values[:, j] > 0)
+        for j, sensor in enumerate(sensors) if sensor.is_event
+        for state in (range(sensor.states) if sensor.kind == "categorical" else (1,))
+    ]  # fmt: skip
+    whose = np.array([j for j, _ in parts], int)
+    flags = np.stack([flag for _, flag in parts], -1) if parts else np.zeros((len(values), 0))
+    return whose, np.where(np.isnan(values[:, whose]), np.nan, flags * 1.0)
+
+
+def _add_events(add, active, whose, shared, step) -> None:
     """Which sensor was the last and will be the next to fire and to change, and how long ago each did."""
+    most = max(int(HORIZON / step), 1)
     changed = np.zeros_like(active)
     changed[1:] = active[1:] != active[:-1]
     ending = np.concatenate([changed[1:], np.zeros_like(changed[:1])])
@@ -189,16 +224,17 @@ def _add_events(add, active, whose, shared, step, most) -> None:
         ago, until = _since(flag, most), _since(later[::-1], most)[::-1]
         last = (ago == ago.min(1, keepdims=True)) & (ago < most)
         following = (until == until.min(1, keepdims=True)) & (until < most)
+        logs = [np.log1p(counts * step) / np.log1p(HORIZON) for counts in (ago, until)]
+        decays = [[np.exp(-counts * step / decay) for decay in DECAYS] for counts in (ago, until)]
         for c, j in enumerate(whose):
             add(flag[:, c], j)
             add(last[:, c], j)
             add(following[:, c], j, True)
             if name == "active":
-                for counts, looks_ahead in ((ago, False), (until, True)):
-                    minutes = counts[:, c] * step
-                    add(np.log1p(minutes) / np.log1p(HORIZON), j, looks_ahead)
-                    for decay in DECAYS:
-                        add(np.exp(-minutes / decay), j, looks_ahead)
+                for looks_ahead in (False, True):
+                    add(logs[looks_ahead][:, c], j, looks_ahead)
+                    for decay in decays[looks_ahead]:
+                        add(decay[:, c], j, looks_ahead)
         if name == "changed":
             quiet, coming = ago.min(1) * step, until.min(1) * step
             add(np.log1p(quiet) / np.log1p(HORIZON), shared)

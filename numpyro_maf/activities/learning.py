@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from numpyro_maf.activities.chain import RedrawChain, calibrate, smoothed
+from numpyro_maf.activities.chain import RedrawChain, calibrate, calibrating, smoothed
 from numpyro_maf.activities.durations import Dynamics
 from numpyro_maf.activities.experts import TABLES, Experts, Tables, learn_experts, record_tables
 from numpyro_maf.activities.features import features_at, slope
@@ -157,12 +157,18 @@ def _scaled(sensor: Sensor, values: np.ndarray, step: float) -> Sensor:
 
 
 def _folds(data: Record, folds: int) -> np.ndarray:
-    """``(T,)``: consecutive days with labels make a fold; of fewer days than folds, hours do."""
+    """``(T,)``: days with labels are dealt in turn, so that each fold lacks days of both kinds.
+
+    Were all weekends in one fold, the experts that are judged there would know none. Of fewer days than
+    folds, hours are dealt.
+    """
     labelled = data.label >= 0
-    days = np.unique(data.day[labelled])
+    days, first = np.unique(data.day[labelled], return_index=True)
     if len(days) >= folds:
-        place = np.searchsorted(days, data.day).clip(0, len(days) - 1)
-        return place * folds // len(days)
+        weekend = data.weekend[np.flatnonzero(labelled)[first]]
+        dealt = np.empty(len(days), int)
+        dealt[np.lexsort((days, weekend))] = np.arange(len(days)) % folds
+        return dealt[np.searchsorted(days, data.day).clip(0, len(days) - 1)]
     order = np.cumsum(labelled)
     return np.minimum(order * folds // (order[-1] + 1), folds - 1)
 
@@ -173,17 +179,19 @@ def _thinned(rows: np.ndarray) -> np.ndarray:
     return rows & (np.cumsum(rows) % every == 0) if every > 1 else rows
 
 
-def _unseen(experts, groups, fold, sensors, data: Record, *, future=True) -> Tables:
-    """Each slot's tables by the members that have not seen its day."""
-    parts = record_tables([experts.group(g) for g in groups[:-1]], data, sensors, future=future)
-    return Tables(*(np.choose(fold[:, None], [getattr(p, n) for p in parts]) for n in TABLES))
+def _unseen(experts, groups, fold, sensors, data: Record, rows, *, future=True) -> Tables:
+    """The tables of some slots, each by the members that have not seen its day."""
+    parts = record_tables([experts.group(g) for g in groups[:-1]], data, sensors, future=future, rows=rows)
+    return Tables(*(np.choose(fold[rows, None], [getattr(p, n) for p in parts]) for n in TABLES))
 
 
 def _calibrated(experts, groups, fold, sensors, data) -> tuple[tuple[RedrawChain, RedrawChain], float]:
     """The chains for looking back and for the moment, and the log-loss of the first."""
-    chain, loss = calibrate(_unseen(experts, groups, fold, sensors, data), data.label, data.starts)
-    unseen = _unseen(experts, groups, fold, sensors, data, future=False)
-    online, _ = calibrate(unseen, data.label, data.starts, start=chain, steps=40)
+    rows = calibrating(data.label)
+    label, starts = data.label[rows], data.starts[rows]
+    chain, loss = calibrate(_unseen(experts, groups, fold, sensors, data, rows), label, starts)
+    unseen = _unseen(experts, groups, fold, sensors, data, rows, future=False)
+    online, _ = calibrate(unseen, label, starts, start=chain)
     return (chain, online), loss
 
 
