@@ -80,9 +80,9 @@ class HMM(Described, dist.Distribution):
         validate_args: bool | None = None,
     ) -> None:
         initial = jnp.asarray(as_numbers("initial", initial))
-        transition = as_numbers("transition", transition)
-        shape = np.shape(transition)
-        transition = jnp.asarray(transition[None] if np.ndim(transition) == 2 else transition)
+        matrices = as_numbers("transition", transition)
+        shape = np.shape(matrices)
+        transition = jnp.asarray(matrices[None] if len(shape) == 2 else matrices)
         log_density = jnp.asarray(as_numbers("log_density", log_density, missing=True))
         steps_states = jnp.shape(log_density)[-2:]
         if len(steps_states) != 2 or steps_states[0] < 1:

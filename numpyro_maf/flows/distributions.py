@@ -132,6 +132,9 @@ class FlowDistribution(Stacking, dist.TransformedDistribution):
 
     @validate_sample
     def _one_pass(self, value):
+        return _scored(self, value) if _at_once(self, value) else self._pass(value)
+
+    def _pass(self, value):
         log_prob, event_dim = 0.0, self.event_dim
         value, inside = _kept(self._codomain, value, True)
         for transform, gap in zip(reversed(self.transforms), [False, *reversed(self._gaps)]):
@@ -151,7 +154,8 @@ class FlowDistribution(Stacking, dist.TransformedDistribution):
         return log_prob if inside is True else jnp.where(inside, log_prob, -jnp.inf)
 
     def _sample(self, key, sample_shape):
-        return dist.TransformedDistribution.sample(self, key, sample_shape)
+        draw = _drawn if _at_once(self, key) else dist.TransformedDistribution.sample
+        return draw(self, key, sample_shape)
 
     def sample_with_intermediates(self, key: ArrayLike, sample_shape: int | Sequence[int] = ()):
         key, sample_shape = as_key(key), as_shape(sample_shape)
@@ -215,6 +219,21 @@ class FlowDistribution(Stacking, dist.TransformedDistribution):
             steps = [*steps[:2], f"{len(steps) - 3} more", steps[-1]]
         shapes = f"batch shape {self.batch_shape}, event shape {self.event_shape}"
         return [f"FlowDistribution({shapes})", f"  {type(base).__name__} -> " + " -> ".join(steps)]
+
+
+# One program each, where called outside of any: dozens of steps would be compiled one by one.
+_scored = jax.jit(FlowDistribution._pass)
+_drawn = jax.jit(dist.TransformedDistribution.sample, static_argnums=2)
+
+
+def _at_once(d, value) -> bool:
+    """Whether nothing is traced, and the parts can be told apart from those of other distributions."""
+    leaves, structure = jax.tree.flatten((d, value))
+    try:
+        hash(structure)
+    except TypeError:
+        return False
+    return not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
 
 
 def _name(transform) -> str:
