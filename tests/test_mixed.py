@@ -281,6 +281,17 @@ def test_rounds_answers_and_ratios_take_discrete_data():
     assert np.isfinite(nm.nre(0, kinds, post.rounds[-1].sims, **QUICK)(np.zeros(1), 2))
 
 
+def test_particles_that_leave_the_prior_are_told():
+    def model(x=None):
+        numpyro.sample("x", dist.Normal(numpyro.sample("m", dist.Normal(0, 1)), 0.1), obs=x)
+
+    options = dict(num_particles=500, moves=3, last_moves=3, **QUIET)
+    with pytest.warns(UserWarning, match="particles are where the prior draws nothing, .* nats beyond"):
+        post = nm.smc(0, model, {"x": 20.0}, **options)
+    assert post.is_lost and post.beyond > 100
+    assert not nm.smc(0, model, {"x": 2.0}, **options).is_lost
+
+
 # Latent counts -----------------------------------------------------------------------------------
 
 

@@ -164,8 +164,8 @@ def infer(
 
     :param key: a ``jax.random`` key, or an integer.
     :param model: any NumPyro model, called with ``model_args`` and ``model_kwargs``.
-    :param observation: values by site; may be empty if the model observes by itself. At a simulator's site NaN
-        stands for numbers that are missing; then the neural posterior is the only route.
+    :param observation: values by site; may be empty if the model observes by itself. At a simulator's site
+        NaN stands for numbers that are missing; then the neural posterior is the only route.
     :param simulations: how many, of models with a simulator or with discrete latent sites.
     :param num_samples: draws of the answer.
     :param guide: as for :func:`~numpyro_maf.fit_guide`.

@@ -173,6 +173,9 @@ def tempered(key, task: Task, likelihoods: dict[str, Any] | None = None) -> Foun
         verdict = f"do not use it: two runs of tempering disagree, {differ}"
     log = float(np.logaddexp.reduce(logs) - np.log(2))
     doubt = "" if trusted else "two runs of tempering disagree"
+    lost = max(both, key=lambda found: found.beyond)
+    if lost.is_lost:
+        trusted, doubt, verdict = False, lost.lost, f"do not use it: {lost.lost}"
     evidence = Evidence(log, float(error), doubt, both[0].observation)
     draws = {name: np.concatenate([one[name], other[name]]) for name in one}
     return Found(draws, verdict, bool(trusted), evidence, both[0])

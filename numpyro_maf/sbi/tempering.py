@@ -11,8 +11,9 @@ evolution (ter Braak & Vrugt 2008): along differences of other particles, which 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -33,6 +34,8 @@ from numpyro_maf.sbi.posterior import Posterior, Setting, from_vectors, not_stor
 
 __all__ = ["ParticlePosterior", "run_smc", "smc"]
 
+_FAR = 15.0  # nats
+
 
 @storable
 @dataclass(frozen=True, eq=False, repr=False)
@@ -44,6 +47,8 @@ class ParticlePosterior(Posterior):
     :param particles: ``(N, D)``, equally probable.
     :param log_evidence: of the observation, an estimate; ``log_evidence_error``: its standard error, of
         particles that move well.
+    :param beyond: how many nats the prior density of the median particle is less than that of the prior's
+        farthest draw; 0 if it is not.
     """
 
     sites: Sites
@@ -52,6 +57,7 @@ class ParticlePosterior(Posterior):
     particles: Any
     log_evidence: float
     log_evidence_error: float = math.nan
+    beyond: float = field(default=0.0, metadata={"added": True})
     setting: Setting = not_stored()
 
     def sample(self, key: ArrayLike, sample_shape: int | Sequence[int] = ()) -> dict[str, Any]:
@@ -65,6 +71,20 @@ class ParticlePosterior(Posterior):
         flat = vector.reshape(-1, vector.shape[-1])
         prior, likelihood = _score(Densities(self.setting), parts, flat)
         return (prior + likelihood).reshape(vector.shape[:-1]) - self.log_evidence
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether particles are where the prior draws nothing."""
+        return self.beyond > _FAR
+
+    @property
+    def lost(self) -> str:
+        """A sentence about that."""
+        return (
+            f"the particles are where the prior draws nothing, {self.beyond:.0f} nats beyond its farthest "
+            "draw: prior and data disagree, a density is wrong for such numbers, by rounding, say, or a "
+            "learned one is an extrapolation"
+        )
 
     def _describe(self):
         evidence = f"log evidence {self.log_evidence:.3f} (standard error {self.log_evidence_error:.3f})"
@@ -93,13 +113,18 @@ def smc(
     :param likelihoods: by site, as for :func:`~numpyro_maf.learned`.
     :param num_particles: number of particles, N.
     :param moves: of each particle at each temperature, and ``last_moves`` at the last.
+
+    A warning says where the particles end far from all draws of the prior.
     """
     setting = Setting(model, tuple(model_args), dict(model_kwargs or {}))
     observation = checked_observation(setting, observation)
-    return run_smc(
+    posterior = run_smc(
         as_key(key), setting, observation, dict(likelihoods or {}), num_particles=num_particles, moves=moves,
         last_moves=last_moves, progress=progress,
     )  # fmt: skip
+    if posterior.is_lost:
+        warnings.warn(posterior.lost, stacklevel=2)
+    return posterior
 
 
 def run_smc(
@@ -113,11 +138,13 @@ def run_smc(
     prior_key, key = split(key)
     drawn = prior_draws(setting, observation, prior_key, num_particles)
     parts = sites, likelihoods, {name: jnp.asarray(value) for name, value in observation.items()}
+    densities, start = Densities(setting), to_vectors(sites, drawn)[0]
     particles, log_evidence, error = temper(
-        key, Densities(setting), parts, to_vectors(sites, drawn)[0],
-        moves=moves, last_moves=last_moves, progress=progress,
-    )  # fmt: skip
-    return ParticlePosterior(sites, likelihoods, parts[2], particles, log_evidence, error, setting)
+        key, densities, parts, start, moves=moves, last_moves=last_moves, progress=progress
+    )
+    first, last = (np.asarray(_score(densities, parts, rows)[0], float) for rows in (start, particles))
+    beyond = max(float(np.min(first, where=np.isfinite(first), initial=np.inf) - np.median(last)), 0.0)
+    return ParticlePosterior(sites, likelihoods, parts[2], particles, log_evidence, error, beyond, setting)
 
 
 def temper(key: ArrayLike, densities, parts, particles, *, moves=10, last_moves=50, progress=True):
