@@ -27,7 +27,8 @@ warnings.filterwarnings("ignore", message="IProgress not found")
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 set_matplotlib_formats("retina")
 """
-LONGEST = ["tour", "likelihood", "guide", "posterior", "flat", "homes", "prior"]  # which begin first
+# Which begin first.
+LONGEST = ["tour", "likelihood", "guide", "posterior", "epidemics", "flat", "models", "homes", "prior"]
 RELAX = "warnings.simplefilter('ignore')"  # the kernel's own, at its end
 
 
