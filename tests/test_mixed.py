@@ -36,6 +36,7 @@ FOUND = {
     "few": (RNG.integers(0, 5, N), Categorical(5)),
     "differences": (RNG.poisson(5, N) - RNG.poisson(5, N), "Categorical"),
     "counts": (RNG.poisson(3, N), "Count"),
+    "small counts": (RNG.poisson(1, 200), "Count"),
     "large counts": (RNG.poisson(200, N), "Count"),
     "zeros and counts": (RNG.poisson(20, N) * RNG.integers(0, 2, N), "Count"),
     "one category": (np.full(N, 2), None),

@@ -126,8 +126,9 @@ def _found(values) -> Conditional | None:
         return None  # constant, or hardly any value repeats
     if (low, high) == (0, 1):
         return Bernoulli()
-    # Counts have a tail: the largest is rare. Of categories it is one as the others.
-    closed = count <= _FEW and (values == high).mean() >= 0.01
+    # Counts have a tail: the largest is rare. Of categories it is one as the others. In doubt a count, to
+    # which no number is impossible.
+    closed = count <= _FEW and (values == high).mean() >= max(0.01, 0.5 / count)
     if count <= _MANY and (closed or low < 0):
         return Categorical(count, low)
     return Count() if low >= 0 else None
