@@ -136,7 +136,7 @@ def _filtered(chance, pace, weight, before=None):
         after = after / after.sum()
         return after, after
 
-    return jax.lax.scan(step, before, (chance, pace, weight), unroll=4)[1]
+    return jax.lax.scan(step, before, (chance, pace, weight))[1]
 
 
 def _probabilities(chain, schedule, emission, recogniser, starts, label=None):
@@ -150,7 +150,7 @@ def _probabilities(chain, schedule, emission, recogniser, starts, label=None):
         return earlier / earlier.max(), later
 
     last = jnp.ones(chance.shape[-1])
-    later = jax.lax.scan(back, last, (chance, pace, weight), reverse=True, unroll=4)[1]
+    later = jax.lax.scan(back, last, (chance, pace, weight), reverse=True)[1]
     joint = _filtered(chance, pace, weight) * later
     return joint / joint.sum(-1, keepdims=True)
 

@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.scipy.special import ndtri
 from jax.tree_util import register_dataclass
 
 from numpyro_maf.activities.features import Features, blocks
@@ -242,15 +243,16 @@ class Loss:
     def __call__(self, weights, fixed, key, now, known, memory, there, basis, activity, seen, balance):
         experts, ridge, shrink = fixed
         experts = experts.with_weights(weights)
-        keys = jax.random.split(key, 5)
         rows, sensors = now.shape
-        rate = jax.random.choice(
-            keys[4], jnp.array([*DROP_SENSORS]), (rows, 1), p=jnp.array([*DROP_SENSORS.values()])
-        )
-        keep = jax.random.uniform(keys[0], (rows, sensors)) >= rate
-        future = 1.0 * jax.random.bernoulli(keys[1], 1 - DROP_FUTURE, (rows,))
-        memory = memory * jax.random.bernoulli(keys[2], 1 - DROP_FEATURE, memory.shape)
-        noisy = now + self.noise * jax.random.normal(keys[3], now.shape) * jnp.array(self.continuous)
+        widths = np.cumsum([1, 1, sensors, memory.shape[1]])
+        uniform = jax.random.uniform(key, (rows, widths[-1] + sensors))  # all at once: so it compiles sooner
+        which, ahead, each, feature, place = jnp.split(uniform, widths, -1)
+        rates, chances = np.array([*DROP_SENSORS]), np.cumsum([*DROP_SENSORS.values()])[:-1]
+        keep = each >= jnp.array(rates)[(which >= chances).sum(-1, keepdims=True)]
+        future = 1.0 * (ahead[:, 0] >= DROP_FUTURE)
+        memory = memory * (feature >= DROP_FEATURE)
+        normal = ndtri(place.clip(1e-6, 1 - 1e-6))
+        noisy = now + self.noise * normal * jnp.array(self.continuous)
         activity, seen = activity.T, seen.T
 
         def of(log_probs):

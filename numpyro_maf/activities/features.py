@@ -111,9 +111,10 @@ def slope(values: np.ndarray, before: int, after: int) -> np.ndarray:
 
 def _window(values: np.ndarray, before: int, after: int) -> np.ndarray:
     """Sums over slots ``t - before`` to ``t + after``, fewer at both ends, ``(T, ...) -> (T, ...)``."""
-    sums = np.concatenate([np.zeros_like(values[:1]), np.cumsum(values, 0)])
+    sums = np.concatenate([np.zeros((1, *values.shape[1:])), np.cumsum(values, 0)])
     at = np.arange(len(values))
-    return sums[np.minimum(at + after + 1, len(values))] - sums[np.maximum(at - before, 0)]
+    first, last = np.maximum(at - before, 0), np.minimum(at + after + 1, len(values))
+    return sums.take(last, 0) - sums.take(first, 0)
 
 
 def _mean(values, before, after):
