@@ -5,6 +5,9 @@
 * ``gaussian``: random effects with known variances; one network for 2, 10 and 100 groups; exact posterior.
 * ``scales``: the same with an unknown spread between the groups; NUTS.
 * ``schools``: the eight schools, each with its own standard error; NUTS.
+* ``diffusion``: choices and times of several subjects, each with a drift of its own, in 20 trials each; NUTS
+  over the exact Wiener likelihood, which the simulator hides.
+* ``epidemics``: chain binomials in several cities; NUTS over the exact likelihood of all counts.
 
 A classifier cannot tell a local site of its own: so the classifier sees the global draws and one group's
 local draw together. 0.5 is perfect.
@@ -13,45 +16,18 @@ local draw together. 0.5 is perfect.
 import argparse
 import time
 import warnings
+from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import numpyro
-import numpyro.distributions as dist
+from hierarchical_models import diffusion, epidemics, gaussian, scales, schools
 from numpyro.infer import MCMC, NUTS
 
 import numpyro_maf as nm
 from numpyro_maf.diagnostics import c2st
 
 DRAWS = 2000
-
-
-def gaussian(n, y=None):
-    mu = numpyro.sample("mu", dist.Normal(0, 1))
-    with numpyro.plate("groups", n):
-        z = numpyro.sample("z", dist.Normal(mu, 0.7))
-        numpyro.sample("y", dist.Normal(z, 0.5), obs=y)
-
-
-def scales(n, y=None):
-    mu = numpyro.sample("mu", dist.Normal(0, 1))
-    log_scale = numpyro.sample("log_scale", dist.Normal(-0.5, 0.5))
-    with numpyro.plate("groups", n):
-        z = numpyro.sample("z", dist.Normal(mu, jnp.exp(log_scale)))
-        numpyro.sample("y", dist.Normal(z, 0.5), obs=y)
-
-
-ERRORS = np.array([15.0, 10, 16, 11, 9, 11, 10, 18]) / 10
-
-
-def schools(n, y=None, sigma=None):
-    mu = numpyro.sample("mu", dist.Normal(0, 1))
-    log_tau = numpyro.sample("log_tau", dist.Normal(-0.5, 0.7))
-    with numpyro.plate("schools", n):
-        log_sigma = numpyro.sample("sigma", dist.Normal(0.2, 0.3), obs=sigma)
-        z = numpyro.sample("z", dist.Normal(mu, jnp.exp(log_tau)))
-        numpyro.sample("y", dist.Normal(z, jnp.exp(log_sigma)), obs=y)
 
 
 def exact(y, rng):
@@ -76,6 +52,8 @@ CASES = {
     "gaussian": (gaussian, (2, 10, 100), ("y",)),
     "scales": (scales, (10,), ("y",)),
     "schools": (schools, (8,), ("y", "sigma")),
+    "diffusion": (diffusion, (8,), ("y",)),
+    "epidemics": (epidemics, (8,), ("y",)),
 }
 
 
@@ -106,12 +84,13 @@ def main():
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
                     ours = posterior(seen).sample(i, DRAWS)
-                right = exact(seen["y"], rng) if name == "gaussian" else nuts(model, n, seen)
+                reference = partial(model, exact=True) if name in ("diffusion", "epidemics") else model
+                right = exact(seen["y"], rng) if name == "gaussian" else nuts(reference, n, seen)
                 names = [site for site in ours if site != "z"]
                 both = [np.stack([np.asarray(d[k]) for k in names], 1) for d in (ours, right)]
                 group = rng.integers(n)
                 local = [
-                    np.concatenate([b, np.asarray(d["z"])[:, [group]]], 1)
+                    np.concatenate([b, np.asarray(d["z"]).reshape(DRAWS, n)[:, [group]]], 1)
                     for b, d in zip(both, (ours, right))
                 ]
                 found.append([c2st(both[1], both[0]), c2st(local[1], local[0])])
