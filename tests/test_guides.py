@@ -98,7 +98,7 @@ def test_one_latent_number(name):
         draws = guide.sample_posterior(1, params, sample_shape=2000)["z"]
         return quantiles, draws, guide.get_posterior(params).log_prob(z[:, None])
 
-    quantiles, draws, log_prob = facts(result.params)
+    quantiles, draws, log_prob = jax.tree.map(np.asarray, facts(result.params))
     np.testing.assert_allclose(quantiles, z, atol=0.05)
     np.testing.assert_allclose(quantiles[1], POSTERIOR.mean, atol=0.03)
     np.testing.assert_allclose([draws.mean(), draws.std()], [POSTERIOR.mean, POSTERIOR.scale], atol=0.05)
@@ -152,7 +152,7 @@ def test_the_gaussian_start_arrives_from_far_away():
     def log_density(z):
         return dist.Normal(z[0] + z[1] * x, jnp.exp(z[2])).log_prob(y).sum()
 
-    locs, _ = jax.vmap(lambda start: fit_gaussian(0, log_density, start, 0.1))(starts)
+    locs, _ = jax.jit(jax.vmap(lambda start: fit_gaussian(0, log_density, start, 0.1)))(starts)
     design = np.stack([np.ones(300), x], -1)
     expected, rest, *_ = np.linalg.lstsq(design, y)
     for loc in np.asarray(locs):
@@ -181,7 +181,7 @@ def test_sites_plates_and_supports(name):
         quantiles = guide.quantiles(params, jnp.array([0.05, 0.95]))
         return quantiles, guide.sample_posterior(jax.random.key(0), params, sample_shape=(4, 5))
 
-    quantiles, draws = facts(params)
+    quantiles, draws = jax.tree.map(np.asarray, facts(params))
     assert {k: v.shape[1:] for k, v in quantiles.items()} == {
         "mu": (), "sigma": (), "share": (3,), "theta": (3, 2), "twice": ()
     }  # fmt: skip
@@ -206,9 +206,14 @@ def test_init_under_jit_leaves_nothing_behind():
 
 
 def moments(model, samples, warmup):
-    mcmc = MCMC(NUTS(model), num_warmup=warmup, num_samples=samples, progress_bar=False)
-    mcmc.run(jax.random.key(samples))
-    return {k: (v.shape[1:], v.mean(0), v.std(0)) for k, v in mcmc.get_samples().items()}
+    @jax.jit
+    def run(key):
+        mcmc = MCMC(NUTS(model), num_warmup=warmup, num_samples=samples, progress_bar=False)
+        mcmc.run(key)
+        return mcmc.get_samples()
+
+    draws = jax.tree.map(np.asarray, run(jax.random.key(samples)))
+    return {k: (v.shape[1:], v.mean(0), v.std(0)) for k, v in draws.items()}
 
 
 @lru_cache
@@ -403,8 +408,10 @@ def encoders():
 def test_encoders(kind):
     encoder = encoders()[kind]
     weights, apply = as_network(encoder, jax.random.key(1), X[:1])
-    assert apply(weights, X[:7]).shape == (7, 4)
-    np.testing.assert_allclose(apply(weights, X[:7])[2], apply(weights, X[2:3])[0], rtol=1e-5)
+    apply = jax.jit(apply)
+    several, one = (np.asarray(apply(weights, x)) for x in (X[:7], X[2:3]))
+    assert several.shape == (7, 4)
+    np.testing.assert_allclose(several[2], one[0], rtol=1e-5)
     builder = partial(nm.elementwise, scalar=nm.Affine(), hidden=(4,))
     guide = nm.AutoAmortized(local, "rows", encoder=encoder, builder=builder)
     svi = svi_of(local, guide, loss=Trace_ELBO())
@@ -415,7 +422,7 @@ def test_encoders(kind):
         before, after = svi.get_params(state), svi.get_params(svi.update(state, X)[0])
         return before["auto_encoder"], after["auto_encoder"], guide.sample_posterior(0, after, X)
 
-    before, after, draws = facts(jax.random.key(0))
+    before, after, draws = jax.tree.map(np.asarray, facts(jax.random.key(0)))
     for part, given, learned in zip(*map(jax.tree.leaves, (weights, before, after))):
         assert part.shape == given.shape == learned.shape and (given != learned).any()
     assert {k: v.shape for k, v in draws.items()} == {"z": (200,)}

@@ -147,11 +147,16 @@ class FlowGuide(Described, AutoContinuous):
         count = self._starts - 1
         if not count:
             return self._init_latent[None]
-        draw_key, noise_key = jax.random.split(key)
-        draws = jax.vmap(draw)(jax.random.split(draw_key, count))
         radius = np.resize([0.0, 3.0, 0.0, 10.0, 0.0, 30.0], count)[:, None]
-        draws = draws + radius * jax.random.normal(noise_key, draws.shape, draws.dtype)
-        return jnp.concatenate([self._init_latent[None], jnp.where(jnp.isfinite(draws), draws, 0)])
+
+        @jax.jit
+        def drawn(key: Array) -> Array:
+            draw_key, noise_key = jax.random.split(key)
+            draws = jax.vmap(draw)(jax.random.split(draw_key, count))
+            draws = draws + radius * jax.random.normal(noise_key, draws.shape, draws.dtype)
+            return jnp.where(jnp.isfinite(draws), draws, 0)
+
+        return jnp.concatenate([self._init_latent[None], drawn(key)])
 
     def _say(self, elbo: Array, gain: Array) -> None:
         """Say where the Gaussian did not arrive, if that is known before the program runs."""
