@@ -15,6 +15,7 @@ from numpyro.distributions import constraints
 from numpyro.infer import MCMC, NUTS
 
 import numpyro_maf as nm
+from numpyro_maf.answers.routes import densities_by
 from numpyro_maf.flows.conditionals import Bernoulli, Categorical, Count, LogMixture, Mixture
 from numpyro_maf.sbi.kinds import kinds_of, of_real_columns, troubles
 
@@ -238,6 +239,15 @@ def test_builders_without_columns_are_warned_about():
     assert isinstance(flow.columns[0], Count) and flow.recipe["hidden"] == (4,)
     own = partial(nm.made, columns=Categorical(300), hidden=(4,))
     assert nm.nle(0, counted, sims, "y", builder=own, **QUICK).columns == (Categorical(300),)
+
+
+def test_a_builder_of_answers_leaves_discrete_columns_to_a_made():
+    build = densities_by(partial(nm.maf, transforms=1, hidden=(4,)))
+    assert build(0, 2, context=1).is_real
+    assert build(0, 1, context=1, columns=(Count(),), order=(0,)).columns == (Count(),)
+    assert densities_by(nm.made) is nm.made
+    flow = nm.nle(0, counted, counts()[0], "y", builder=build, **QUICK)
+    assert isinstance(flow.columns[0], Count)
 
 
 def test_a_value_amid_others_is_named():

@@ -170,7 +170,7 @@ def infer(
     :param num_samples: draws of the answer.
     :param guide: as for :func:`~numpyro_maf.fit_guide`.
     :param builder: of the flows that are learned from simulations, with ``embedding`` as for
-        :func:`~numpyro_maf.npe`.
+        :func:`~numpyro_maf.npe`. A likelihood of discrete columns is a MADE whatever builds the rest.
     :param executor: of simulations, with ``timeout``; see :func:`~numpyro_maf.simulate`.
     :param checkpoint: a folder for simulations and trainings, by which the same call resumes.
     :param progress: show progress bars.

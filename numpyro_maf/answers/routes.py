@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from numpyro.infer import MCMC, NUTS
 from numpyro.infer.autoguide import AutoContinuous
 
 from numpyro_maf.answers.comparison import Evidence
+from numpyro_maf.flows.builders import made
 from numpyro_maf.inference.checks import GuideCheck
 from numpyro_maf.inference.guide_runs import GuideRun, fit_guide
 from numpyro_maf.rng import split
@@ -32,8 +34,8 @@ from numpyro_maf.sbi.tempering import run_smc
 from numpyro_maf.traces import run_once
 
 __all__ = [
-    "AGREE", "Found", "Task", "amortised", "gap", "guided", "likelihood", "sampled", "simulated", "tempered",
-    "weighed",
+    "AGREE", "Found", "Task", "amortised", "densities_by", "gap", "guided", "likelihood", "sampled",
+    "simulated", "tempered", "weighed",
 ]  # fmt: skip
 
 AGREE = 0.25  # standard deviations within which two ways have to agree
@@ -246,6 +248,8 @@ def likelihood(key, task: Task, sims: Simulations) -> Found:
     """A learned likelihood of each simulator, and tempering."""
     learn_key, temper_key = split(key)
     learning = {n: v for n, v in task.learning.items() if n != "embedding" and v is not None}
+    if "builder" in learning:
+        learning["builder"] = densities_by(learning["builder"])
     learned = {}
     for site, own in zip(task.simulators, split(learn_key, len(task.simulators))):
         learned[site] = nle(
@@ -253,6 +257,19 @@ def likelihood(key, task: Task, sims: Simulations) -> Found:
             progress=task.progress, **learning,
         )  # fmt: skip
     return tempered(temper_key, task, learned)
+
+
+def densities_by(builder: Callable[..., Any]) -> Callable[..., Any]:
+    """A builder of densities, which serves posteriors too, with a MADE where columns are discrete."""
+    if "columns" in signature(builder).parameters:
+        return builder
+
+    def build(key, features, *, context=0, columns=None, order=None):
+        if columns is None:
+            return builder(key, features, context=context)
+        return made(key, features, context=context, columns=columns, order=order)
+
+    return build
 
 
 def _may_be_nan(value) -> bool:
