@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import partial, wraps
+from inspect import signature
 from typing import Any
 
 import jax
@@ -27,6 +28,31 @@ from numpyro_maf.pytrees import Described
 from numpyro_maf.rng import as_key, as_shape
 
 __all__ = ["FlowDistribution", "Stacking"]
+
+
+def at_once(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method as one program where it is called outside of any: its steps would be compiled one by one.
+
+    :param method: of a distribution and an array, and perhaps a shape.
+    """
+    program = jax.jit(method, static_argnums=tuple(range(2, len(signature(method).parameters))))
+
+    @wraps(method)
+    def call(self, value, *shape):
+        leaves, structure = jax.tree.flatten((self, value))
+        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+        return (method if traced or not _has_hash(structure) else program)(self, value, *shape)
+
+    return call
+
+
+def _has_hash(structure) -> bool:
+    """Not so where another's distribution holds arrays beside its leaves."""
+    try:
+        hash(structure)
+    except TypeError:
+        return False
+    return True
 
 
 class Stacking(Described, dist.Distribution):
@@ -132,8 +158,9 @@ class FlowDistribution(Stacking, dist.TransformedDistribution):
 
     @validate_sample
     def _one_pass(self, value):
-        return _scored(self, value) if _at_once(self, value) else self._pass(value)
+        return self._pass(value)
 
+    @at_once
     def _pass(self, value):
         log_prob, event_dim = 0.0, self.event_dim
         value, inside = _kept(self._codomain, value, True)
@@ -153,9 +180,9 @@ class FlowDistribution(Stacking, dist.TransformedDistribution):
         log_prob = log_prob + sum_rightmost(base, event_dim - self.base_dist.event_dim)
         return log_prob if inside is True else jnp.where(inside, log_prob, -jnp.inf)
 
+    @at_once
     def _sample(self, key, sample_shape):
-        draw = _drawn if _at_once(self, key) else dist.TransformedDistribution.sample
-        return draw(self, key, sample_shape)
+        return dist.TransformedDistribution.sample(self, key, sample_shape)
 
     def sample_with_intermediates(self, key: ArrayLike, sample_shape: int | Sequence[int] = ()):
         key, sample_shape = as_key(key), as_shape(sample_shape)
@@ -219,21 +246,6 @@ class FlowDistribution(Stacking, dist.TransformedDistribution):
             steps = [*steps[:2], f"{len(steps) - 3} more", steps[-1]]
         shapes = f"batch shape {self.batch_shape}, event shape {self.event_shape}"
         return [f"FlowDistribution({shapes})", f"  {type(base).__name__} -> " + " -> ".join(steps)]
-
-
-# One program each, where called outside of any: dozens of steps would be compiled one by one.
-_scored = jax.jit(FlowDistribution._pass)
-_drawn = jax.jit(dist.TransformedDistribution.sample, static_argnums=2)
-
-
-def _at_once(d, value) -> bool:
-    """Whether nothing is traced, and the parts can be told apart from those of other distributions."""
-    leaves, structure = jax.tree.flatten((d, value))
-    try:
-        hash(structure)
-    except TypeError:
-        return False
-    return not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
 
 
 def _name(transform) -> str:

@@ -20,7 +20,7 @@ from numpyro.distributions.batch_util import promote_batch_shape
 from numpyro.distributions.util import validate_sample
 
 from numpyro_maf.codec import storable
-from numpyro_maf.flows.distributions import Stacking
+from numpyro_maf.flows.distributions import Stacking, at_once
 from numpyro_maf.flows.flow import Flow
 from numpyro_maf.rng import as_key, split
 
@@ -200,10 +200,15 @@ class EnsembleDistribution(Stacking):
 
     @validate_sample
     def _log_prob(self, value, intermediates=None):
+        return self._mixed(value)
+
+    @at_once
+    def _mixed(self, value):
         log_probs = self.member_log_probs(value)
         return log_probs[0] if len(log_probs) == 1 else logsumexp(log_probs, 0) - jnp.log(len(log_probs))
 
-    def _sample(self, key, sample_shape=()):
+    @at_once
+    def _sample(self, key, sample_shape):
         draw_key, member_key = jax.random.split(key)
         draws = self.member_samples(draw_key, sample_shape)
         if len(draws) == 1:
