@@ -281,7 +281,9 @@ def numpyro_facts(case):
     forward = [(u, drawn, of(ahead, "forward_log_det"))]
     inverse = [(drawn, of(back, "inverse"), of(back, "inverse_log_det"))]
     row = tabled(bind(member.b(), first(member.context(), 3)), forward, inverse)
-    return jax.tree.map(np.asarray, (pairs, distributions(base, row, shape, key)))
+    with jax.disable_jit():  # the table takes numbers, which nothing traces
+        of_both = distributions(base, row, shape, key)
+    return jax.tree.map(np.asarray, (pairs, of_both))
 
 
 @cached_in_double
