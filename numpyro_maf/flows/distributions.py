@@ -41,9 +41,17 @@ def at_once(method: Callable[..., Any]) -> Callable[..., Any]:
     def call(self, value, *shape):
         leaves, structure = jax.tree.flatten((self, value))
         traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
-        return (method if traced or not _has_hash(structure) else program)(self, value, *shape)
+        fits = not traced and _is_exact(value) and _has_hash(structure)
+        return (program if fits else method)(self, value, *shape)
 
     return call
+
+
+def _is_exact(value) -> bool:
+    """Not so for what a program would round first: double precision on the host is standardised there."""
+    if isinstance(value, np.ndarray):
+        return jax.dtypes.canonicalize_dtype(value.dtype) == value.dtype
+    return isinstance(value, jax.Array)
 
 
 def _has_hash(structure) -> bool:
