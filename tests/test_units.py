@@ -1,6 +1,7 @@
 """Data in any units: far from 0, tiny, heavy-tailed, constant. Known densities are the judges."""
 
 import warnings
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -92,3 +93,10 @@ def test_simulations_that_float32_cannot_tell_apart_are_named(learn):
     sims = {"a": a, "x": 2_460_000.5 + 0.01 * (a + rng.normal(size=200))}
     with pytest.warns(UserWarning, match="observed site 'x': column 0 varies by 0.01"):
         learn(0, model, sims, max_epochs=1, progress=False)
+
+
+def test_single_precision_on_the_host_is_standardised_there_too():
+    flow = nm.maf(0, 1, transforms=1, hidden=(8,))
+    flow = replace(flow, event_scale=nm.Standardize(np.array([1.7e9 + 50]), np.array([600.0])))
+    x = (1.7e9 + 600 * np.random.default_rng(0).normal(size=(50, 1))).astype(np.float32)
+    np.testing.assert_allclose(flow().log_prob(x), flow().log_prob(x.astype(float)), atol=1e-6)

@@ -76,8 +76,25 @@ class Normal(Conditional):
         return params[0] + jnp.exp(bounded(params[1], self.bound)) * normal
 
 
+class _OfComponents(Conditional):
+    """A mixture: ``(3 K, ...)`` logits, means and log-scales (abstract)."""
+
+    components: int
+
+    @property
+    def num_params(self) -> int:
+        return 3 * self.components
+
+    @property
+    def initial(self) -> tuple[float, ...]:
+        """Components spread evenly: equal ones would learn alike."""
+        k = self.components
+        means = [0.0] if k == 1 else [3 * i / (k - 1) - 1.5 for i in range(k)]
+        return (*[0.0] * k, *means, *[0.0 if k == 1 else -0.5] * k)
+
+
 @dataclass(frozen=True)
-class Mixture(Conditional):
+class Mixture(_OfComponents):
     """A mixture of normals, the MoG of Papamakarios et al. (2017).
 
     :param components: how many.
@@ -95,15 +112,6 @@ class Mixture(Conditional):
     def support(self):
         return constraints.real
 
-    @property
-    def num_params(self) -> int:
-        return 3 * self.components
-
-    @property
-    def initial(self) -> tuple[float, ...]:
-        """Components spread evenly: equal ones would learn alike."""
-        return _spread(self.components)
-
     def log_prob(self, params, x):
         logits, means, raw = jnp.split(params, 3)
         log_scales = bounded(raw, self.bound)
@@ -115,7 +123,7 @@ class Mixture(Conditional):
 
 
 @dataclass(frozen=True)
-class LogMixture(Conditional):
+class LogMixture(_OfComponents):
     """A positive number, whose logarithm has a mixture of normals as its distribution.
 
     :param components: how many.
@@ -137,14 +145,6 @@ class LogMixture(Conditional):
     def support(self):
         return constraints.positive
 
-    @property
-    def num_params(self) -> int:
-        return 3 * self.components
-
-    @property
-    def initial(self) -> tuple[float, ...]:
-        return _spread(self.components)
-
     def log_prob(self, params, x):
         log = jnp.log(jnp.where(x > 0, x, 1.0))
         inner = Mixture(self.components, self.bound).log_prob(params, (log - self.loc) / self.scale)
@@ -160,7 +160,7 @@ class LogMixture(Conditional):
 
 
 @dataclass(frozen=True)
-class Count(Conditional):
+class Count(_OfComponents):
     r"""0, 1, 2, …: a mixture of logistic distributions on the scale of ``log(1 + n)``, cut into cells.
 
     With F the distribution function of the mixture, and :math:`u(t) = (\log(1 + t) - loc) / scale`,
@@ -196,14 +196,6 @@ class Count(Conditional):
         if self.most is None:
             return constraints.nonnegative_integer
         return constraints.integer_interval(0, self.most)
-
-    @property
-    def num_params(self) -> int:
-        return 3 * self.components
-
-    @property
-    def initial(self) -> tuple[float, ...]:
-        return _spread(self.components)
 
     def _inside(self, x):
         inside = (x >= 0) & (x == jnp.round(x))
@@ -295,12 +287,6 @@ class Categorical(Conditional):
     def embed(self, x):
         categories = self.low + jnp.arange(self.categories, dtype=x.dtype).reshape(-1, *(1,) * x.ndim)
         return (x == categories).astype(x.dtype)
-
-
-def _spread(k: int) -> tuple[float, ...]:
-    """Initial logits, means and log-scales of k components, apart: equal ones would learn alike."""
-    means = [0.0] if k == 1 else [3 * i / (k - 1) - 1.5 for i in range(k)]
-    return (*[0.0] * k, *means, *[0.0 if k == 1 else -0.5] * k)
 
 
 def _drawn(params, uniform, standard, bound):

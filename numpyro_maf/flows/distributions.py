@@ -33,6 +33,9 @@ __all__ = ["FlowDistribution", "Stacking"]
 def at_once(method: Callable[..., Any]) -> Callable[..., Any]:
     """A method as one program where it is called outside of any: its steps would be compiled one by one.
 
+    NumPy arrays are left to the method: it standardises them on the host, in double precision, which a
+    program would round first.
+
     :param method: of a distribution and an array, and perhaps a shape.
     """
     program = jax.jit(method, static_argnums=tuple(range(2, len(signature(method).parameters))))
@@ -41,17 +44,10 @@ def at_once(method: Callable[..., Any]) -> Callable[..., Any]:
     def call(self, value, *shape):
         leaves, structure = jax.tree.flatten((self, value))
         traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
-        fits = not traced and _is_exact(value) and _has_hash(structure)
+        fits = not traced and isinstance(value, jax.Array) and _has_hash(structure)
         return (program if fits else method)(self, value, *shape)
 
     return call
-
-
-def _is_exact(value) -> bool:
-    """Not so for what a program would round first: double precision on the host is standardised there."""
-    if isinstance(value, np.ndarray):
-        return jax.dtypes.canonicalize_dtype(value.dtype) == value.dtype
-    return isinstance(value, jax.Array)
 
 
 def _has_hash(structure) -> bool:
